@@ -1,0 +1,1 @@
+"""Antiphon: an inference engine for Kimi-Audio."""
