@@ -1,0 +1,42 @@
+"""Philox4x32-10, the counter-based generator behind every draw (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011), on int64 tensors that hold unsigned 32-bit words."""
+
+from __future__ import annotations
+
+import torch
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+_MASK = 0xFFFFFFFF
+
+
+def _mul_hi_lo(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low word of a * b, both 32 bit, without overflowing int64."""
+    low, high = (a & 0xFFFF) * b, (a >> 16) * b
+    middle = high + (low >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Four words from a counter of four words and a key of two; all int64 tensors that broadcast together."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        h0, l0 = _mul_hi_lo(c0, MULTIPLIERS[0])
+        h1, l1 = _mul_hi_lo(c2, MULTIPLIERS[1])
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+        k0, k1 = (k0 + WEYL[0]) & _MASK, (k1 + WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def gumbel(ids: torch.Tensor, steps: torch.Tensor, seeds: torch.Tensor, stream: int) -> torch.Tensor:
+    """Standard Gumbel noise, float32, for (seed, step, stream, id).
+
+    ids [R, n], steps [R, 1], seeds [R, 1] int64. The uniform is (word >> 9 + 1/2) 2^-23, exact in float32 and inside (0, 1).
+    """
+    zero = torch.zeros_like(ids)
+    counter = (ids, steps + zero, zero + stream, zero)
+    word = philox(counter, ((seeds & _MASK) + zero, ((seeds >> 32) & _MASK) + zero))[0]
+    uniform = ((word >> 9).float() + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
