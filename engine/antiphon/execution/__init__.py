@@ -1,0 +1,1 @@
+"""Runners: batches of work in, results out; owners of devices, buffers and caches."""
