@@ -1,0 +1,39 @@
+# Two commands, each of which works first and alone in a fresh clone: `make demo` and `make test`.
+# TORCH is what pip installs as PyTorch. For the small CPU build where the default would fetch the CUDA one:
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.10,\
+	$(if $(shell $(p) -c 'import sys; print(int((3, 10) <= sys.version_info < (3, 14)) or "")' 2>/dev/null),$(p))))
+
+native_sources := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+run := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python
+
+.PHONY: demo test lint native clean
+
+demo: $(VENV)/.ready
+	$(run) examples/demo.py
+
+test: $(VENV)/.ready
+	$(run) -m pytest
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/pip install --quiet ruff
+	$(VENV)/bin/ruff check .
+
+# Rebuild only the compiled operators.
+native: $(VENV)/.ready
+
+$(VENV)/.torch:
+	@test -n "$(PYTHON)" || { echo "Antiphon needs Python 3.10 to 3.13; none is on PATH (set PYTHON=...)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(run) -m pip install --quiet $(TORCH)
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt $(native_sources)
+	$(run) -m pip install --quiet -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo_out

@@ -1,0 +1,29 @@
+"""The compiled CPU operators (csrc/cpu), registered as backend ``native`` of their operators.
+
+The module ``antiphon_kernels._native`` is optional: without it everything runs on the other backends, and
+:func:`status` says how to build it. ``ANTIPHON_CPU_ISA`` (scalar, avx2, avx512, avx512bf16) forces an instruction set,
+``ANTIPHON_CPU_THREADS`` the number of threads; by default the best of the CPU and all CPUs the process may use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+BUILD_COMMAND = "pip install -e ."
+
+available = importlib.util.find_spec("antiphon_kernels._native") is not None
+"""True if the compiled module is present."""
+
+
+def status() -> str:
+    """One line for people: the instruction set and threads in use, or the command that builds the module."""
+    if not available:
+        return f"native CPU operators: not built; `{BUILD_COMMAND}` in Antiphon's source folder builds them"
+    from antiphon_kernels import _native
+
+    return f"native CPU operators: {_native.isa()}, {_native.num_threads()} threads"
+
+
+if not available:
+    logging.getLogger("antiphon").info(status())
