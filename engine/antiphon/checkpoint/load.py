@@ -1,0 +1,74 @@
+"""Loading: one function per part, official files in, packed tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..config import ModelConfig
+from . import packing, source
+from .packing import Named, Packer
+
+Weights = dict[str, torch.Tensor]
+Device = torch.device | str
+
+
+def load_llm(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
+    """The language model's packed weights.
+
+    ``embed`` [V, H]; ``trunk.{i}.`` and ``upper.{j}.`` each with ``input_norm`` [B, H], ``qkv_weight`` [B, Q, H],
+    ``qkv_bias`` [B, Q], ``o_weight`` [B, H, H], ``post_norm`` [B, H], ``gate_up`` [B, 2I, H], ``down`` [B, H, I];
+    ``final_norm`` [2, H] (text, audio); ``lm_head``, ``audio_head`` [V, H]; ``adaptor.{0,3,4}.{weight,bias}``.
+    B is 1 in the trunk, 2 (text, audio) where both branches have the layer, 1 for the longer branch's extra layers.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or its keys, shapes or kinds are not those of the configuration.
+    """
+    return dict(stream_llm(config, dtype, device))
+
+
+def stream_llm(config: ModelConfig, dtype: torch.dtype, device: Device = "cpu") -> Iterator[Named]:
+    """As :func:`load_llm`, one (name, tensor) at a time: a consumer that quantises holds one full-width tensor."""
+    part = source.llm_source(config)
+    yield from packing.pack_llm(_packer(part, dtype, device), config.llm)
+
+
+def load_whisper(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
+    """The Whisper encoder's packed weights.
+
+    ``conv1``, ``conv2`` ``.weight`` [d, in, 3], ``.bias``; ``positions`` [1500, d]; ``layers.{i}.`` with ``attn_norm``,
+    ``qkv`` [3d, d] (k's bias is zero), ``out``, ``mlp_norm``, ``fc1``, ``fc2``; ``final_norm``; all ``.weight``, ``.bias``.
+    """
+    part = source.whisper_source(config)
+    packer = _packer(part, dtype, device)
+    weights = dict(packing.pack_encoder(packer, config.whisper))
+    return weights | {f"final_norm.{kind}": packer.join(f"layer_norm.{kind}") for kind in ("weight", "bias")}
+
+
+def load_speech_tokenizer(config: ModelConfig, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Weights:
+    """The GLM tokenizer's packed weights: as :func:`load_whisper` without ``final_norm``, with ``codebook`` [K, d]."""
+    part = source.speech_tokenizer_source(config)
+    packer = _packer(part, dtype, device)
+    weights = dict(packing.pack_encoder(packer, config.speech_tokenizer.encoder))
+    return weights | {"codebook": packer.join("codebook.weight")}
+
+
+def load_flow(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
+    """The DiT's weights under their official names without ``speech_model.``."""
+    return dict(packing.pack_plain(_packer(source.flow_source(config), dtype, device)))
+
+
+def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
+    """The vocoder's weights, weight norm folded.
+
+    Convolutions keep their official names with ``.weight``, ``.bias``. Each activation X (``resblocks.{n}.activations.{l}``,
+    ``activation_post``) has ``X.alpha`` and ``X.inv_beta`` = 1 / (beta + 1e-9) [C], exponentials taken if ``snake_logscale``,
+    and ``X.upsample.filter``, ``X.downsample.filter`` [12]; these four are float32 whatever ``dtype``.
+    """
+    part = source.vocoder_source(config)
+    return dict(packing.pack_vocoder(_packer(part, dtype, device), config.vocoder))
+
+
+def _packer(part: source.Source, dtype: torch.dtype, device: Device) -> Packer:
+    return Packer(part.shapes, part.read, dtype, torch.device(device))
