@@ -88,9 +88,9 @@ def test_vocoder_activation_and_fold(folder, config):
     folded = v * g / v.flatten(1).norm(dim=1)[:, None, None]
     torch.testing.assert_close(weights[f"{name}.weight"].double(), folded, rtol=1e-6, atol=1e-7)
     act = "resblocks.1.activations.2"
-    assert torch.equal(weights[f"{act}.alpha"], official[f"{act}.act.alpha"].exp())
-    assert torch.equal(weights[f"{act}.inv_beta"], 1 / (official[f"{act}.act.beta"].exp() + 1e-9))
-    assert weights[f"{act}.upsample.filter"].shape == weights[f"{act}.downsample.filter"].shape == (12,)
+    assert torch.equal(weights[f"{act}.act.alpha"], official[f"{act}.act.alpha"].exp())
+    assert torch.equal(weights[f"{act}.act.inv_beta"], 1 / (official[f"{act}.act.beta"].exp() + 1e-9))
+    assert weights[f"{act}.upsample.filter"].shape == weights[f"{act}.downsample.lowpass.filter"].shape == (12,)
     assert not any(name.endswith(("weight_g", "weight_v", "beta")) and "inv_" not in name for name in weights)
 
 

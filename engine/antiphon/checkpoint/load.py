@@ -38,7 +38,8 @@ def load_whisper(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     """The Whisper encoder's packed weights.
 
     ``conv1``, ``conv2`` ``.weight`` [d, in, 3], ``.bias``; ``positions`` [1500, d]; ``layers.{i}.`` with ``attn_norm``,
-    ``qkv`` [3d, d] (k's bias is zero), ``out``, ``mlp_norm``, ``fc1``, ``fc2``; ``final_norm``; all ``.weight``, ``.bias``.
+    ``qkv`` [3d, d] (k's bias is zero), ``out``, ``mlp_norm``, ``fc1``, ``fc2``; ``final_norm``; all with ``.weight`` and
+    ``.bias``.
     """
     part = source.whisper_source(config)
     packer = _packer(part, dtype, device)
@@ -62,9 +63,10 @@ def load_flow(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: 
 def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
     """The vocoder's weights, weight norm folded.
 
-    Convolutions keep their official names with ``.weight``, ``.bias``. Each activation X (``resblocks.{n}.activations.{l}``,
-    ``activation_post``) has ``X.alpha`` and ``X.inv_beta`` = 1 / (beta + 1e-9) [C], exponentials taken if ``snake_logscale``,
-    and ``X.upsample.filter``, ``X.downsample.filter`` [12]; these four are float32 whatever ``dtype``.
+    Convolutions keep their official names with ``.weight``, ``.bias``. Each activation X (``activation_post`` and
+    ``resblocks.{n}.activations.{l}``) has ``X.act.alpha`` and ``X.act.inv_beta`` = 1 / (beta + 1e-9) [C], exponentials
+    taken if ``snake_logscale``, and ``X.upsample.filter``, ``X.downsample.lowpass.filter`` [12]; these four are float32
+    whatever ``dtype``.
     """
     part = source.vocoder_source(config)
     return dict(packing.pack_vocoder(_packer(part, dtype, device), config.vocoder))

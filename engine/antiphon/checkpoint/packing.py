@@ -136,15 +136,11 @@ def pack_vocoder(packer: Packer, c: VocoderConfig) -> Iterator[Named]:
         elif kind == "bias":
             yield key, packer.join(key)
         elif kind == "alpha":
-            yield f"{name.removesuffix('.act')}.alpha", _activation(packer, key, c.snake_logscale)
+            yield key, _activation(packer, key, c.snake_logscale)
         elif kind == "beta":
-            beta = _activation(packer, key, c.snake_logscale)
-            yield f"{name.removesuffix('.act')}.inv_beta", 1.0 / (beta + BETA_EPS)
+            yield f"{name}.inv_beta", 1.0 / (_activation(packer, key, c.snake_logscale) + BETA_EPS)
         elif kind == "filter":
-            yield (
-                key.replace(".lowpass.", "."),
-                packer.source(key).to(packer.device, torch.float32, copy=True).flatten(),
-            )
+            yield key, packer.source(key).to(packer.device, torch.float32, copy=True).flatten()
 
 
 def _fold(packer: Packer, name: str) -> torch.Tensor:
