@@ -72,9 +72,7 @@ def reference(
         if temperature[slot] <= GREEDY_TEMPERATURE:
             out[row] = torch.argmax(scores)
         else:
-            out[row] = draw(
-                scores, float(temperature[slot]), int(top_k[slot]), seeds[slot], history_len[slot], stream
-            )
+            out[row] = draw(scores, float(temperature[slot]), int(top_k[slot]), seeds[slot], history_len[slot], stream)
     return out
 
 

@@ -113,7 +113,7 @@ class LlmRunner:
         """Per sequence: does this step's token come from the audio head? Not while the audio stream is delayed."""
         steps = self.state.history_len[[s.slot for s in sequences]].tolist()
         delay = self.config.audio_delay
-        return [s.samples and s.audio_pages is not None and i >= delay for s, i in zip(sequences, steps)]
+        return [s.samples and s.audio_pages is not None and i >= delay for s, i in zip(sequences, steps, strict=True)]
 
     def _inputs(self, sequences: Sequence[SequenceStep]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Ids, gathered features and feature rows of all rows."""
@@ -186,7 +186,7 @@ def build_layout(sequences: Sequence[SequenceStep], speaking: Sequence[bool], de
     split = sum(sequences[i].num_rows for i in text)
     ends = np.cumsum([sequences[i].num_rows for i in (*text, *audio)]) - 1
     wants = [sequences[i].samples for i in text] + [speaking[i] for i in audio]
-    head_rows = [end for end, want in zip(ends, wants) if want]
+    head_rows = [end for end, want in zip(ends, wants, strict=True) if want]
     return StepLayout(
         trunk=_attention_layout([(s, s.trunk_pages) for s in sequences], device),
         upper=_attention_layout(
@@ -204,12 +204,15 @@ def build_layout(sequences: Sequence[SequenceStep], speaking: Sequence[bool], de
 
 def _attention_layout(sequences: list[tuple[SequenceStep, np.ndarray]], device: torch.device) -> AttentionLayout:
     positions = [np.arange(s.start, s.start + s.num_rows) for s, _ in sequences]
-    slots = [pages[p // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + p % PAGE_SIZE for (_, pages), p in zip(sequences, positions)]
+    slots = [
+        pages[p // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + p % PAGE_SIZE
+        for (_, pages), p in zip(sequences, positions, strict=True)
+    ]
     num_rows = [s.num_rows for s, _ in sequences]
     seq_lens = np.array([s.start + s.num_rows for s, _ in sequences], dtype=np.int32)
     num_pages = -(-seq_lens // PAGE_SIZE)
     tables = np.zeros((len(sequences), int(num_pages.max(initial=0))), dtype=np.int32)
-    for row, ((_, pages), n) in enumerate(zip(sequences, num_pages)):
+    for row, ((_, pages), n) in enumerate(zip(sequences, num_pages, strict=True)):
         tables[row, :n] = pages[:n]
     return AttentionLayout(
         positions=_tensor(positions, device),

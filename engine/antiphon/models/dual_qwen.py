@@ -99,7 +99,13 @@ class DecoderLayer:
         return self.input_norm.shape[0]
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, rotary: tuple[Tensor, Tensor], layout: AttentionLayout, kv: Tensor, split: int
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        layout: AttentionLayout,
+        kv: Tensor,
+        split: int,
     ) -> tuple[Tensor, Tensor]:
         """x, residual [R, H] → the layer's last contribution and the residual without it; kv [2, pages, ...]."""
         if residual is None:
@@ -157,7 +163,9 @@ class DualQwen:
         x = (x + residual)[layout.upper_rows]
         return self._branches(x, layout, kv, observe)
 
-    def _branches(self, x: Tensor, layout: StepLayout, kv: KVPages, observe: Callable[[str, Tensor], None] | None) -> Tensor:
+    def _branches(
+        self, x: Tensor, layout: StepLayout, kv: KVPages, observe: Callable[[str, Tensor], None] | None
+    ) -> Tensor:
         """Both branches over rows [R, H]; layers that one branch lacks run on the other's rows alone."""
         if not x.shape[0]:
             return x
@@ -178,14 +186,22 @@ class DualQwen:
         return torch.cat((text, audio))
 
     def _single(
-        self, x: Tensor, layout: StepLayout, kv: KVPages, is_text: bool, first: int, observe: Callable[[str, Tensor], None] | None
+        self,
+        x: Tensor,
+        layout: StepLayout,
+        kv: KVPages,
+        is_text: bool,
+        first: int,
+        observe: Callable[[str, Tensor], None] | None,
     ) -> Tensor:
         """Layers from ``first`` on, for one branch's rows."""
         if not x.shape[0]:
             return x
         n, s = layout.upper.positions.shape[0], layout.upper.seq_lens.shape[0]
         t = layout.num_text_sequences
-        own = layout.upper.sequences(0, t, 0, layout.split) if is_text else layout.upper.sequences(t, s, layout.split, n)
+        own = (
+            layout.upper.sequences(0, t, 0, layout.split) if is_text else layout.upper.sequences(t, s, layout.split, n)
+        )
         residual = None
         for j in range(first, self.num_upper_layers):
             x, residual = self.upper[j](x, residual, self.rotary, own, kv.upper[j], x.shape[0])
@@ -200,5 +216,7 @@ class DualQwen:
         text, audio = y[:split], y[split:]
         return (
             linear(text, self.lm_head, None, text.shape[0]) if split else y.new_empty(0, self.config.vocab_size),
-            linear(audio, self.audio_head, None, audio.shape[0]) if len(audio) else y.new_empty(0, self.config.vocab_size),
+            linear(audio, self.audio_head, None, audio.shape[0])
+            if len(audio)
+            else y.new_empty(0, self.config.vocab_size),
         )
