@@ -1,0 +1,97 @@
+"""GLM-4-Voice tokenizer: a recording to one discrete code per 80 ms (reference behaviour section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from antiphon_kernels.vq_nearest import vq_nearest
+
+from ..audio.mel import HOP, log_mel
+from ..audio.segments import num_tokens
+from ..config import SAMPLES_PER_TOKEN_IN, SpeechTokenizerConfig
+from ..errors import ConfigError
+from .encoder_layer import EncoderLayer
+
+SEGMENTS_PER_GROUP = 128
+"""Segments of one recording that share their padding."""
+FRAMES_PER_ROW = 2
+
+
+def padded_widths(lengths: Sequence[int]) -> list[int]:
+    """Samples to which each segment of ONE recording is padded: the longest of its group of 128, up to a token.
+
+    The padding is visible only through the log-mel, whose last frames see the reflection at this point.
+    """
+    widths: list[int] = []
+    for start in range(0, len(lengths), SEGMENTS_PER_GROUP):
+        group = lengths[start : start + SEGMENTS_PER_GROUP]
+        widths += [num_tokens(max(group)) * SAMPLES_PER_TOKEN_IN] * len(group)
+    return widths
+
+
+class SpeechTokenizer:
+    """Segments of at most 30 s to codes. Always float32, on the device of its weights.
+
+    Causal convolutions and a mask that hides padding mean that no row depends on anything after its segment's last
+    token, so segments are cut there, whatever they were padded to, and may be batched with any others.
+
+    Args:
+        weights: conv1, conv2, positions, layers.{i}.* (those that influence a code), codebook [K, d].
+    """
+
+    def __init__(self, weights: dict[str, torch.Tensor], config: SpeechTokenizerConfig):
+        encoder = config.encoder
+        if config.pooling_size * FRAMES_PER_ROW * HOP != SAMPLES_PER_TOKEN_IN:
+            raise ConfigError(f"pooling_kernel_size is {config.pooling_size}; only one code per 80 ms (4) is supported")
+        self.config = config
+        self.conv1 = weights["conv1.weight"], weights["conv1.bias"]
+        self.conv2 = weights["conv2.weight"], weights["conv2.bias"]
+        self.positions, self.codebook = weights["positions"], weights["codebook"]
+        self.layers = [EncoderLayer(weights, i, encoder.num_heads) for i in range(encoder.num_layers)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.positions.device
+
+    def log_mels(self, segments: Sequence[torch.Tensor], widths: Sequence[int]) -> torch.Tensor:
+        """Log-mels of segments padded to ``widths``, cut to the longest segment's last token: float32 [N, 128, 2T]."""
+        tokens = num_tokens(max(len(segment) for segment in segments))
+        frames = tokens * SAMPLES_PER_TOKEN_IN // HOP
+        mels = [log_mel(s.to(self.device), w, min(w // HOP, frames)) for s, w in zip(segments, widths)]
+        return torch.stack([F.pad(mel, (0, frames - mel.shape[1])) for mel in mels])
+
+    def pooled(self, mels: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Vectors before quantisation: [N, 128, 2T] of segments of ``lengths`` samples -> [N, T / 4, d]."""
+        valid = torch.tensor([_valid_rows(n) for n in lengths], device=mels.device)
+        x = F.gelu(F.conv1d(F.pad(mels, (2, 0)), *self.conv1))
+        x = F.gelu(F.conv1d(F.pad(x, (2, 0)), *self.conv2, stride=2))
+        x = x.transpose(1, 2) + self.positions[: x.shape[2]]
+        block, pool = self.config.causal_block_size, self.config.pooling_size
+        for number, layer in enumerate(self.layers, 1):
+            x = layer(x, valid, block)
+            if number == self.config.pooling_position:
+                x = F.avg_pool1d(x.transpose(1, 2), pool).transpose(1, 2)
+                block, valid = block // pool, -(-valid // pool)
+        return x
+
+    def __call__(self, segments: Sequence[torch.Tensor], widths: Sequence[int]) -> list[torch.Tensor]:
+        """Codes of segments (float32 [L] each, 1 <= L <= 480,000): one int64 [ceil(L / 1280)] each.
+
+        Args:
+            widths: samples to which each is padded, as :func:`padded_widths` gives them for a recording.
+        """
+        lengths = [len(segment) for segment in segments]
+        pooled = self.pooled(self.log_mels(segments, widths), lengths)
+        counts = [num_tokens(n) for n in lengths]
+        codes = vq_nearest(torch.cat([x[:n] for x, n in zip(pooled, counts)]), self.codebook)
+        return list(codes.split(counts))
+
+
+def _valid_rows(num_samples: int) -> int:
+    """Encoder rows that a segment's own samples reach; keys from there on are hidden."""
+    frames = math.ceil(num_samples / HOP)
+    return math.ceil(frames / FRAMES_PER_ROW)
