@@ -45,17 +45,16 @@ def generate_alone(
 ) -> Iterator[Step]:
     """Generate both streams of one request; ``runners`` (if given) receives the runner, for its counters."""
     speaks = output_type == "both"
-    limit = step_limit(len(prompt.audio_ids), output_type, sampling.max_new_tokens, model.config)
-    runner = _runner(model, len(prompt.audio_ids) + limit)
+    limit = step_limit(len(prompt), output_type, sampling.max_new_tokens, model.config)
+    runner = _runner(model, len(prompt) + limit)
     if runners is not None:
         runners.append(runner)
     runner.state.open(0, sampling, seed, speaks, limit)
     pages = np.arange(runner.kv.trunk.shape[2], dtype=np.int32)
-    features = model.adapt(prompt.features) if prompt.features is not None else None
     step = SequenceStep(
-        slot=0, start=0, audio_ids=prompt.audio_ids, text_ids=prompt.text_ids, trunk_pages=pages, text_pages=pages,
-        audio_pages=pages + len(pages) if speaks else None, samples=True,
-        feature_rows=prompt.feature_rows, features=features,
+        slot=0, start=0, audio_ids=prompt.audio_ids.numpy(), text_ids=prompt.text_ids.numpy(), trunk_pages=pages,
+        text_pages=pages, audio_pages=pages + len(pages) if speaks else None, samples=True,
+        feature_rows=prompt.feature_rows.numpy(), features=adapted_features(model, prompt),
     )  # fmt: skip
     while True:
         output = runner.run([step], keep_logits=keep_logits, observe=observe)
@@ -69,7 +68,12 @@ def generate_alone(
         )  # fmt: skip
 
 
-@torch.inference_mode()
+def adapted_features(model: DualQwen, prompt: Prompt) -> Tensor | None:
+    """Adaptor outputs [F, H] of all continuous features of a prompt, on the model's device."""
+    features = prompt.features()
+    return None if features is None else model.adapt(features.to(model.embed_table.device))
+
+
 def _runner(model: DualQwen, positions: int) -> LlmRunner:
     dtype, device = model.embed_table.dtype, model.embed_table.device
     kv = allocate(model.config, sizes_for(model.config, positions), dtype, device)

@@ -87,7 +87,6 @@ class LlmRunner:
     def config(self) -> LlmConfig:
         return self.model.config
 
-    @torch.inference_mode()
     def run(
         self,
         sequences: Sequence[SequenceStep],
