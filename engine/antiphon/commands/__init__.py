@@ -1,0 +1,1 @@
+"""The subcommands of ``antiphon``, one module each."""

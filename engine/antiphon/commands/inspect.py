@@ -1,0 +1,25 @@
+"""``antiphon inspect MODEL``: the model card of a checkpoint, without loading its weights."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..environment import default_model
+
+
+def add(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "inspect", help="sizes, parameters and memory of a checkpoint", description="Print a checkpoint's model card."
+    )
+    parser.add_argument(
+        "model", nargs="?", default=default_model(), metavar="MODEL", help="folder or hub name (default: %(default)s)"
+    )
+    parser.add_argument("--speech-tokenizer", metavar="DIR", help="GLM-4-Voice tokenizer, folder or hub name")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..inspect import model_card
+
+    print(model_card(arguments.model, arguments.speech_tokenizer))
+    return 0
