@@ -1,8 +1,16 @@
 """Operators of Antiphon: one file each with its mathematics, reference, kernels and dispatch."""
 
+from . import native
 from .add_rms_norm import add_rms_norm
 from .advance_streams import Stop, advance_streams
+from .alias_free_snake import alias_free_snake
 from .dual_embed import dual_embed
+from .encoder_attention import encoder_attention
+from .euler_step import euler_step
+from .flow_attention import flow_attention
+from .flow_rope import flow_rope
+from .gate_residual import gate_residual
+from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
 from .operator import BackendError, Operator, count_calls, operators, set_backend, use_backend
 from .paged_attention import paged_attention
@@ -10,6 +18,7 @@ from .rms_norm import rms_norm
 from .rope_cache import rope_cache
 from .sample_tokens import sample_tokens
 from .silu_mul import silu_mul
+from .vq_nearest import vq_nearest
 
 __all__ = [
     "BackendError",
@@ -17,9 +26,17 @@ __all__ = [
     "Stop",
     "add_rms_norm",
     "advance_streams",
+    "alias_free_snake",
     "count_calls",
     "dual_embed",
+    "encoder_attention",
+    "euler_step",
+    "flow_attention",
+    "flow_rope",
+    "gate_residual",
+    "layer_norm_modulate",
     "linear",
+    "native",
     "operators",
     "paged_attention",
     "rms_norm",
@@ -28,4 +45,5 @@ __all__ = [
     "set_backend",
     "silu_mul",
     "use_backend",
+    "vq_nearest",
 ]

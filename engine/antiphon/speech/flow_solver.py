@@ -1,0 +1,105 @@
+"""Euler integration of many streams' chunks as one ragged batch (reference behaviour, sections 10 and 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from antiphon_kernels import euler_step
+
+from ..config import FRAMES_PER_TOKEN
+from ..models.flow_dit import FlowBatch, FlowDit, FlowWindow
+from .window_pool import WindowSlot
+
+FILL_TIME = 999
+
+
+@dataclass(frozen=True)
+class FlowJob:
+    """One chunk: all its tokens (the carried ones first), its first position, its noise and its window.
+
+    ``num_kept``: leading rows that are not look-ahead. ``fill``: store the keys and values of the kept rows in the window.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    noise: torch.Tensor
+    slot: WindowSlot
+    num_kept: int
+    fill: bool
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens) * FRAMES_PER_TOKEN
+
+
+@lru_cache(maxsize=32)
+def ode_schedule(num_steps: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Integer times and step widths of the Euler grid, in the reference's float32 arithmetic."""
+    grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32)
+    times, widths, t = [], [], torch.zeros((), dtype=torch.float32)
+    for target in grid[1:]:
+        width = target - t
+        times.append(int(1000 * t))
+        widths.append(width.item())
+        t = t + width
+    return tuple(times), tuple(widths)
+
+
+def solve(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int) -> list[torch.Tensor]:
+    """Integrate all jobs from their noise; returns the final normalised states [num_rows, num_mels] in the network's dtype.
+
+    Then the windows of the jobs with ``fill`` take in the kept rows, by one more pass over them.
+    """
+    batch = _batch(dit, jobs, [job.num_rows for job in jobs])
+    x = torch.cat([job.noise for job in jobs]).to(dit.device, dit.dtype)
+    times, widths = ode_schedule(num_steps)
+    table, condition = dit.time_table(times), dit.condition(batch.token_ids)
+    for time, width in zip(table, widths, strict=True):
+        x = euler_step(x, dit.velocity(x, time, condition, batch, window), width)
+    states = list(x.split([job.num_rows for job in jobs]))
+    filled = [index for index, job in enumerate(jobs) if job.fill]
+    if filled:
+        _fill(dit, window, [jobs[i] for i in filled], [states[i][: jobs[i].num_kept] for i in filled])
+    return states
+
+
+def _fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: Sequence[torch.Tensor]) -> None:
+    """The pass at time 999 over the kept rows; every slot advances by them."""
+    batch = _batch(dit, jobs, [job.num_kept for job in jobs])
+    rows, places, first = [], [], 0
+    for job in jobs:
+        kept, place = job.slot.places(job.num_kept)
+        rows.append(first + kept)
+        places.append(place)
+        first += job.num_kept
+    dit.fill_window(
+        torch.cat(list(states)),
+        dit.time_table((FILL_TIME,))[0],
+        dit.condition(batch.token_ids),
+        batch,
+        window,
+        torch.cat(rows).to(dit.device),
+        torch.cat(places).to(dit.device),
+    )
+    for job in jobs:
+        job.slot.advance(job.num_kept)
+
+
+def _batch(dit: FlowDit, jobs: Sequence[FlowJob], num_rows: Sequence[int]) -> FlowBatch:
+    """The first ``num_rows`` rows of every job, one job after the other."""
+    tokens = [token for job, n in zip(jobs, num_rows, strict=True) for token in job.tokens[: n // FRAMES_PER_TOKEN]]
+    positions = torch.cat([torch.arange(job.start, job.start + n) for job, n in zip(jobs, num_rows, strict=True)])
+    bounds = torch.tensor([0, *num_rows]).cumsum(0)
+    return FlowBatch(
+        token_ids=torch.tensor(tokens, device=dit.device),
+        positions=positions.to(dit.device),
+        cu_seqlens=bounds.to(dit.device, torch.int32),
+        slots=torch.tensor([job.slot.index for job in jobs], device=dit.device),
+        cache_lens=torch.tensor([job.slot.num_rows for job in jobs], dtype=torch.int32, device=dit.device),
+        max_seqlen=max(num_rows),
+        frames_per_token=FRAMES_PER_TOKEN,
+    )
