@@ -1,0 +1,70 @@
+"""Who goes first. Pure decisions over request states, an injected clock and an injected cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from .request_state import RequestState
+
+
+class StepOrder(NamedTuple):
+    """What a policy wants of a step.
+
+    ``decodes``: running requests that take one row each, most important first; the others pause. ``prefills``: admitted
+    and waiting requests in the order in which they get prompt rows. ``prefill_tokens``: at most so many prompt rows.
+    """
+
+    decodes: Iterable[RequestState]
+    prefills: Iterable[RequestState]
+    prefill_tokens: int
+
+
+class Policy(Protocol):
+    """Decides order and victims; the scheduler guarantees that whatever it decides, all work gets done."""
+
+    waiting_window: int
+    """How many requests at the head of the queue ``order`` gets to see."""
+
+    def order(
+        self,
+        now: float,
+        decoding: dict[str, RequestState],
+        prefilling: dict[str, RequestState],
+        waiting: Sequence[RequestState],
+        token_budget: int,
+    ) -> StepOrder:
+        """Order of this step. ``waiting`` is sorted by (priority, arrival)."""
+
+    def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:
+        """Which of the candidates loses its pages when a group has run out."""
+
+    def forget(self, request_id: str) -> None:
+        """The request is finished."""
+
+
+def rank(state: RequestState) -> tuple[int, float, int]:
+    """The order of first come, first served within a priority; unique."""
+    return (state.priority, state.arrival, state.sequence_number)
+
+
+class FcfsPolicy:
+    """First come, first served: everybody decodes, prompts in order of arrival, the latest arrival loses its pages."""
+
+    waiting_window = 64
+
+    def order(
+        self,
+        now: float,
+        decoding: dict[str, RequestState],
+        prefilling: dict[str, RequestState],
+        waiting: Sequence[RequestState],
+        token_budget: int,
+    ) -> StepOrder:
+        return StepOrder(decoding.values(), (*prefilling.values(), *waiting), token_budget)
+
+    def victim(self, now: float, candidates: Collection[RequestState]) -> RequestState:
+        return max(candidates, key=rank)
+
+    def forget(self, request_id: str) -> None:
+        pass
