@@ -38,8 +38,8 @@ def load_whisper(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     """The Whisper encoder's packed weights.
 
     ``conv1``, ``conv2`` ``.weight`` [d, in, 3], ``.bias``; ``positions`` [1500, d]; ``layers.{i}.`` with ``attn_norm``,
-    ``qkv`` [3d, d] (k's bias is zero), ``out``, ``mlp_norm``, ``fc1``, ``fc2``; ``final_norm``; all with ``.weight`` and
-    ``.bias``.
+    ``qkv`` [3d, d] (k's bias is zero), ``out``, ``mlp_norm``, ``fc1``, ``fc2``; ``final_norm``; all with
+    ``.weight`` and ``.bias``.
     """
     part = source.whisper_source(config)
     packer = _packer(part, dtype, device)

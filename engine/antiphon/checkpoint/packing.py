@@ -136,9 +136,10 @@ def pack_vocoder(packer: Packer, c: VocoderConfig) -> Iterator[Named]:
         elif kind == "bias":
             yield key, packer.join(key)
         elif kind == "alpha":
-            yield key, _activation(packer, key, c.snake_logscale)
+            yield key, _scale(packer, key, c)
         elif kind == "beta":
-            yield f"{name}.inv_beta", 1.0 / (_activation(packer, key, c.snake_logscale) + BETA_EPS)
+            beta = _scale(packer, key, c)
+            yield f"{name}.inv_beta", beta if beta.is_meta else 1.0 / (beta + BETA_EPS)
         elif kind == "filter":
             yield key, packer.source(key).to(packer.device, torch.float32, copy=True).flatten()
 
@@ -146,13 +147,15 @@ def pack_vocoder(packer: Packer, c: VocoderConfig) -> Iterator[Named]:
 def _fold(packer: Packer, name: str) -> torch.Tensor:
     """``v * g / ||v||``, the norm over all dimensions but the first (also for transposed convolutions)."""
     v = packer.source(f"{name}.weight_v").to(packer.device, torch.float32)
+    if v.is_meta:
+        return v
     g = packer.source(f"{name}.weight_g").to(packer.device, torch.float32)
     norm = torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True)
-    if norm.device.type != "meta" and not bool(norm.all()):
+    if not bool(norm.all()):
         raise CheckpointError(f"{name}.weight_v has a row of zeros, so its weight norm is undefined")
     return v * (g / norm)
 
 
-def _activation(packer: Packer, key: str, logscale: bool) -> torch.Tensor:
+def _scale(packer: Packer, key: str, c: VocoderConfig) -> torch.Tensor:
     value = packer.source(key).to(packer.device, torch.float32, copy=True)
-    return value.exp_() if logscale else value
+    return value.exp_() if c.snake_logscale and not value.is_meta else value
