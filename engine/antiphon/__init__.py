@@ -1,1 +1,34 @@
-"""Antiphon: an inference engine for Kimi-Audio."""
+"""Antiphon: an inference engine for Kimi-Audio. Names are imported on first use; importing this loads nothing heavy."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "KimiAudio": "api",
+    "TextDelta": "deltas",
+    "AudioDelta": "deltas",
+    "FinishDelta": "deltas",
+    "SamplingParams": "request",
+    "StreamSampling": "request",
+    "SpeechOptions": "speech",
+    "AntiphonError": "errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from .api import KimiAudio
+    from .deltas import AudioDelta, FinishDelta, TextDelta
+    from .errors import AntiphonError
+    from .request import SamplingParams, StreamSampling
+    from .speech import SpeechOptions
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'antiphon' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from .config import LlmConfig
 from .errors import InputError, PromptTooLongError
@@ -77,3 +77,17 @@ def step_limit(prompt_len: int, output_type: str, max_new_tokens: int, config: L
         return min(max_new_tokens, room)
     official = (MAX_POSITIONS_BOTH if output_type == "both" else MAX_POSITIONS_TEXT) - prompt_len
     return min(official, room) if official > 0 else room
+
+
+def sampling_params(*, max_new_tokens: int = -1, seed: int | None = None, **official: float) -> SamplingParams:
+    """From the official flat arguments (``audio_temperature``, ``text_top_k``, ...); InputError names an unknown one."""
+    streams: dict[str, dict[str, float]] = {"text": {}, "audio": {"repetition_window_size": 64}}
+    names = {field.name for field in fields(StreamSampling)}
+    for key, value in official.items():
+        stream, _, name = key.partition("_")
+        if stream not in streams or name not in names:
+            raise InputError(f"unknown sampling argument {key!r}; expected text_ or audio_ and one of {sorted(names)}")
+        streams[stream][name] = value
+    params = SamplingParams(StreamSampling(**streams["text"]), StreamSampling(**streams["audio"]), max_new_tokens, seed)
+    params.check()
+    return params

@@ -33,15 +33,24 @@ class Step:
 
 
 class SoloRun:
-    """One request's generation; iterate over :meth:`steps`. ``runner.counters`` tells what was computed."""
+    """One request's generation; iterate over :meth:`steps`. ``runner.counters`` tells what was computed.
 
-    def __init__(self, model: DualQwen, prompt: Prompt, sampling: SamplingParams, seed: int):
+    ``both_heads`` runs the audio branch and its head everywhere, also where their result is thrown away.
+    """
+
+    def __init__(
+        self, model: DualQwen, prompt: Prompt, sampling: SamplingParams, seed: int, *, both_heads: bool = False
+    ):
         self.prompt = prompt
         self.speaks = prompt.output_type == "both"
+        self.run_audio = self.speaks or both_heads
+        self.delay = 0 if both_heads else model.config.audio_delay
         limit = step_limit(len(prompt), prompt.output_type, sampling.max_new_tokens, model.config)
         sizes = sizes_for(model.config, len(prompt) + limit)
         kv = allocate(model.config, sizes, model.embed_table.dtype, model.embed_table.device)
-        self.runner = LlmRunner(model, kv, DecodeState(model.config, 1, model.embed_table.device))
+        self.runner = LlmRunner(
+            model, kv, DecodeState(model.config, 1, model.embed_table.device), head_delay=self.delay
+        )
         self.runner.state.open(0, sampling, seed, self.speaks, limit)
         pages = np.arange(sizes.trunk, dtype=np.int32)[None]
         self.tables = (pages, pages, pages + sizes.text)
@@ -71,7 +80,7 @@ class SoloRun:
             samples=np.array([True]),
             steps=np.array([step]),
             run_text=np.array([run_text]),
-            run_audio=np.array([self.speaks]),
+            run_audio=np.array([self.run_audio]),
             audio_ids=audio_ids,
             text_ids=text_ids,
             feature_rows=feature_rows,

@@ -58,12 +58,16 @@ class WorkCounters:
 
 @dataclass
 class LlmRunner:
-    """Owner of the model's pages and decode state."""
+    """Owner of the model's pages and decode state.
+
+    ``head_delay``: steps of a request in which the audio head does not run; default: the delay, whose tokens are forced.
+    """
 
     model: DualQwen
     kv: KVPages
     state: DecodeState
     counters: WorkCounters = field(default_factory=WorkCounters)
+    head_delay: int | None = None
 
     @property
     def config(self) -> LlmConfig:
@@ -73,6 +77,10 @@ class LlmRunner:
     def device(self) -> torch.device:
         return self.model.embed_table.device
 
+    @property
+    def _delay(self) -> int:
+        return self.config.audio_delay if self.head_delay is None else self.head_delay
+
     def run(
         self,
         batch: StepBatch,
@@ -81,7 +89,7 @@ class LlmRunner:
         observe: Callable[[str, Tensor], None] | None = None,
     ) -> StepOutput:
         """Run one step. Sequences that sample draw one pair each; the others only fill their cache."""
-        layout, use = build_layout(batch, self.config.audio_delay, self.device)
+        layout, use = build_layout(batch, self._delay, self.device)
         x = self.model.embed(*self._inputs(batch))
         if observe:
             observe("embed", x)

@@ -1,0 +1,165 @@
+"""``KimiAudio``: the official call, on this engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from antiphon_kernels import Stop
+
+from .deltas import AudioDelta, Delta, FinishDelta, TextDelta
+from .errors import ConfigError
+from .generation import Generation
+from .prompt import Prompt, make_prompt
+from .request import SamplingParams, sampling_params
+from .runtime import Runtime, load_runtime
+from .solo import SoloRun
+from .speech import SpeechOptions, StreamingDetokenizer
+from .trace import Trace, trace
+
+__all__ = ["AudioDelta", "Delta", "FinishDelta", "KimiAudio", "TextDelta"]
+
+
+class KimiAudio:
+    """Kimi-Audio with the official interface: one call, one answer, in text and in speech.
+
+    Args:
+        model_path: folder in the official layout, or a hub name.
+        load_detokenizer: False leaves out the voice; only ``output_type="text"`` works then.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        dtype: ``auto``, ``float32``, ``bfloat16``.
+        speech_tokenizer: folder or hub name of the GLM-4-Voice tokenizer, if it is not inside the model folder.
+
+    Raises:
+        CheckpointError, ConfigError: the model cannot be loaded as asked.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        load_detokenizer: bool = True,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        *,
+        speech_tokenizer: str | Path | None = None,
+    ):
+        self.runtime: Runtime = load_runtime(
+            model_path,
+            load_detokenizer=load_detokenizer,
+            device=device,
+            dtype=dtype,
+            speech_tokenizer=speech_tokenizer,
+        )
+        self._voice = StreamingDetokenizer(self.runtime.flow, self.runtime.vocoder) if self.runtime.can_speak else None
+
+    def generate(self, chats: Sequence[Mapping[str, Any]], output_type: str = "text", *args, **options):
+        """Answer a conversation; arguments as for :meth:`generate_stream`.
+
+        Returns:
+            ``(wav, text)``: wav float32 [1, N] at 24 kHz for output type ``both`` (N = 0 if nothing was said), else None.
+        """
+        text, pieces = [], [np.zeros(0, np.float32)]
+        for delta in self.generate_stream(chats, output_type, *args, **options):
+            if isinstance(delta, TextDelta):
+                text.append(delta.text)
+            elif isinstance(delta, AudioDelta):
+                pieces.append(delta.pcm)
+        wav = torch.from_numpy(np.concatenate(pieces))[None] if output_type == "both" else None
+        return wav, "".join(text)
+
+    def generate_stream(
+        self,
+        chats: Sequence[Mapping[str, Any]],
+        output_type: str = "text",
+        audio_temperature: float = 0.0,
+        audio_top_k: int = 5,
+        text_temperature: float = 0.0,
+        text_top_k: int = 5,
+        audio_repetition_penalty: float = 1.0,
+        audio_repetition_window_size: int = 64,
+        text_repetition_penalty: float = 1.0,
+        text_repetition_window_size: int = 16,
+        max_new_tokens: int = -1,
+        *,
+        seed: int | None = None,
+        speech: SpeechOptions | None = None,
+        noise: Iterable[np.ndarray] | None = None,
+    ) -> Iterator[Delta]:
+        """Answer a conversation piece by piece. Arguments are checked at the call, before the first piece is asked for.
+
+        Args:
+            chats: official messages ``{"role", "message_type", "content"}``; a recording may be a path, bytes, an open
+                file, or ``(array, rate)``.
+            output_type: ``text`` or ``both``.
+            audio_temperature, ..., text_repetition_window_size: the official sampling arguments and defaults.
+            max_new_tokens: limit of steps; -1: the official limits.
+            seed: same seed, same tokens and samples; None: a fresh one.
+            speech: chunking and overlap; default: the reference's.
+            noise: one array [frames, 80] per chunk instead of seeded noise.
+
+        Raises:
+            InputError: messages or options are malformed (AudioError, PromptTooLongError among them).
+            ConfigError: ``both`` without a detokenizer.
+        """
+        sampling = sampling_params(
+            audio_temperature=audio_temperature,
+            audio_top_k=audio_top_k,
+            text_temperature=text_temperature,
+            text_top_k=text_top_k,
+            audio_repetition_penalty=audio_repetition_penalty,
+            audio_repetition_window_size=audio_repetition_window_size,
+            text_repetition_penalty=text_repetition_penalty,
+            text_repetition_window_size=text_repetition_window_size,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+        prompt = self._prompt(chats, output_type)
+        return self._run(prompt, sampling, speech or SpeechOptions(), noise)
+
+    def trace(
+        self,
+        chats: Sequence[Mapping[str, Any]],
+        output_type: str = "text",
+        *,
+        seed: int | None = None,
+        speech: SpeechOptions | None = None,
+        noise: Iterable[np.ndarray] | None = None,
+        **sampling: Any,
+    ) -> Trace:
+        """Run a conversation alone and return every intermediate array; arguments as for :meth:`generate_stream`."""
+        params = sampling_params(seed=seed, **sampling)
+        prompt = self._prompt(chats, output_type)
+        return trace(self.runtime, prompt, params, params.resolved_seed(), speech or SpeechOptions(), noise)
+
+    def _prompt(self, chats: Sequence[Mapping[str, Any]], output_type: str) -> Prompt:
+        if output_type == "both" and not self.runtime.can_speak:
+            raise ConfigError(
+                "output_type='both' needs the detokenizer, but the model was loaded with load_detokenizer=False; "
+                "load it with load_detokenizer=True, or ask for output_type='text'"
+            )
+        return make_prompt(chats, output_type, self.runtime.builder, self.runtime.encoder)
+
+    def _run(
+        self, prompt: Prompt, sampling: SamplingParams, speech: SpeechOptions, noise: Iterable[np.ndarray] | None
+    ) -> Iterator[Delta]:
+        """The plain loop: step, speak, emit."""
+        seed = sampling.resolved_seed()
+        stream = None
+        if prompt.output_type == "both":
+            stream = self._voice.open(speech, seed=None if noise is not None else seed, noise=noise)
+        generation = Generation(self.runtime.config.llm, self.runtime.tokenizer, len(prompt), stream)
+        try:
+            for step in SoloRun(self.runtime.llm, prompt, sampling, seed).steps():
+                yield from generation.push(step.text, step.audio)
+                if step.stop:
+                    yield from generation.end(Stop(step.stop))
+                while stream is not None and stream.ready:
+                    yield from generation.sound(self._voice.run([(stream, *stream.pop())])[0])
+            yield generation.finish()
+        finally:
+            if stream is not None:
+                stream.close()
