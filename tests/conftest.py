@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels then run on CPU tensors
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +37,52 @@ def golden(shared: Path) -> Path:
 def demo(shared: Path) -> Path:
     """The small trained checkpoint that hears and speaks 63 English words."""
     return shared / "fixtures" / "demo"
+
+
+@pytest.fixture(scope="session", params=["core", "full"])
+def fixtures(request) -> Path:
+    """A folder with ``golden/``, ``tiny/`` and ``wav/``: the copied core subset, then all of it where it is present."""
+    if request.param == "core":
+        return Path(__file__).resolve().parent / "data"
+    return request.getfixturevalue("shared") / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def within_budget():
+    """``within_budget(name, error, allowed)`` asserts and prints the share of the error budget that was used."""
+
+    def check(name: str, error: float, allowed: float) -> None:
+        print(f"{name}: error {error:.2e}, {100 * error / allowed:.1f} % of the budget {allowed:.0e}")
+        assert error <= allowed, f"{name}: error {error:.3e} exceeds {allowed:.3e}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tiny_runtime(tiny: Path):
+    """The toy checkpoint loaded in float32."""
+    from antiphon.runtime import load_runtime
+
+    return load_runtime(tiny, device="cpu", dtype="float32")
+
+
+class Recordings:
+    """Folder to which the golden conversations' recordings are relative; skips where one of them is not here."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, messages: list[dict]) -> None:
+        for message in messages:
+            if message["message_type"] == "text":
+                continue
+            content = message["content"]
+            name = content if isinstance(content, str) else content[0]
+            if not (self.folder / name).is_file():
+                pytest.skip(f"the recording {name} is not here")
+
+
+@pytest.fixture(scope="session")
+def recordings(golden: Path) -> Recordings:
+    """Where the recordings of the golden conversations lie."""
+    return Recordings(golden.parent)

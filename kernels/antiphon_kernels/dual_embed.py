@@ -15,6 +15,7 @@ import math
 import torch
 
 from .operator import Operator
+from .triton_support import cdiv, check, jit, launch, supported_dtype, tl
 
 
 def reference(
@@ -32,6 +33,41 @@ def reference(
     return x + table[text_ids]
 
 
+@jit
+def dual_embed_kernel(
+    audio_ids, text_ids, table, features, feature_rows, out, hidden: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program: BLOCK columns of one row. Sums in float32, one rounding at the store."""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < hidden
+    x = tl.load(table + tl.load(audio_ids + row) * hidden + cols, inside, 0.0).to(tl.float32)
+    if features is not None:
+        feature = tl.load(feature_rows + row)
+        if feature >= 0:
+            x = (x + tl.load(features + feature * hidden + cols, inside, 0.0).to(tl.float32)) * 1.4142135623730951
+    x += tl.load(table + tl.load(text_ids + row) * hidden + cols, inside, 0.0).to(tl.float32)
+    tl.store(out + row * hidden + cols, x.to(out.dtype.element_ty), inside)
+
+
+def dual_embed_triton(
+    audio_ids: torch.Tensor,
+    text_ids: torch.Tensor,
+    table: torch.Tensor,
+    features: torch.Tensor | None,
+    feature_rows: torch.Tensor,
+) -> torch.Tensor:
+    """Launch over [T, H / 1024] programs; ids are int64 and contiguous."""
+    check(table.is_contiguous() and (features is None or features.is_contiguous()), "table and features: contiguous")
+    num_rows, hidden = audio_ids.shape[0], table.shape[1]
+    out = torch.empty(num_rows, hidden, dtype=table.dtype, device=table.device)
+    launch(
+        dual_embed_kernel, (num_rows, cdiv(hidden, 1024)), audio_ids.contiguous(), text_ids.contiguous(), table, features,
+        feature_rows.contiguous(), out, hidden=hidden, BLOCK=1024,
+    )  # fmt: skip
+    return out
+
+
 def fake(audio_ids, text_ids, table, features, feature_rows):
     return table.new_empty(audio_ids.shape[0], table.shape[1])
 
@@ -41,4 +77,7 @@ dual_embed = Operator(
     "(Tensor audio_ids, Tensor text_ids, Tensor table, Tensor? features, Tensor feature_rows) -> Tensor",
     reference=reference,
     fake=fake,
+)
+dual_embed.backend("triton", devices=("cuda",), supports=lambda a, t, table, features, r: supported_dtype(table, features))(
+    dual_embed_triton
 )
