@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..deltas import AudioDelta, FinishDelta, TextDelta, Usage
+from ..deltas import AudioDelta, Delta, FinishDelta, TextDelta, Usage
 from ..errors import InputError
 from ..progress import StatusLine
 from .messages import Message, audio_message, read_messages, text_message, write_messages
@@ -36,6 +37,14 @@ def add(subparsers) -> None:
         "the file is created if it is not there",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of the text")
+    group = parser.add_argument_group("speech")
+    group.add_argument(
+        "--overlap",
+        choices=("reference", "exact", "lookahead"),
+        default="reference",
+        help="how chunks are joined: as the official code does, without any seam, or early (default: reference)",
+    )
+    group.add_argument("--ode-steps", type=int, default=29, metavar="N", help="flow-matching steps (default: 29)")
     add_model_options(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
@@ -57,16 +66,29 @@ def run(arguments: argparse.Namespace) -> int:
     turn = _user_turn(arguments)
     history = read_messages(arguments.history) if arguments.history and arguments.history.exists() else []
     wav = WavWriter(arguments.out) if arguments.out else None
-    model = load_model(arguments, load_detokenizer=wav is not None, status=StatusLine())
+    status = StatusLine()
+    model = load_model(arguments, load_detokenizer=wav is not None, status=status)
+    status.show("listening")
+    start = time.perf_counter()
     deltas = model.generate_stream(
-        history + turn, output_type="both" if wav else "text", **sampling_arguments(arguments)
+        history + turn,
+        output_type="both" if wav else "text",
+        speech=_speech_options(arguments) if wav else None,
+        **sampling_arguments(arguments),
     )
-    answer = _follow(deltas, wav, echo=not arguments.json)
+    status.clear()
+    answer = _follow(deltas, wav, start, echo=not arguments.json)
     if arguments.history:
         write_messages(arguments.history, history + turn + [_assistant_turn(answer, wav)])
     if arguments.json:
         print(json.dumps(_report(answer, wav), ensure_ascii=False))
     return 0
+
+
+def _speech_options(arguments: argparse.Namespace):
+    from ..speech import SpeechOptions
+
+    return SpeechOptions(overlap=arguments.overlap, ode_steps=arguments.ode_steps)
 
 
 def _user_turn(arguments: argparse.Namespace) -> list[Message]:
@@ -80,11 +102,10 @@ def _user_turn(arguments: argparse.Namespace) -> list[Message]:
     return turn
 
 
-def _follow(deltas, wav: WavWriter | None, *, echo: bool) -> Answer:
-    """Print and write an answer while it is generated."""
+def _follow(deltas: Iterator[Delta], wav: WavWriter | None, start: float, *, echo: bool) -> Answer:
+    """Print and write an answer while it is generated; ``start`` is when it was asked for."""
     status = StatusLine(below=echo and sys.stdout.isatty())
-    answer, start = Answer(), time.perf_counter()
-    status.show("listening")
+    answer = Answer()
     try:
         for delta in deltas:
             elapsed = time.perf_counter() - start

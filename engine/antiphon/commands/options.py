@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..environment import default_model
+from ..environment import HUB_MODEL, default_model
+from ..errors import CheckpointError
 from ..progress import StatusLine
 
 if TYPE_CHECKING:
@@ -64,12 +65,17 @@ def load_model(arguments: argparse.Namespace, *, load_detokenizer: bool, status:
     status.show(f"loading {arguments.model}")
     import antiphon
 
-    model = antiphon.KimiAudio(
-        arguments.model,
-        load_detokenizer=load_detokenizer,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        speech_tokenizer=arguments.speech_tokenizer,
-    )
-    status.clear()
-    return model
+    try:
+        return antiphon.KimiAudio(
+            arguments.model,
+            load_detokenizer=load_detokenizer,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            speech_tokenizer=arguments.speech_tokenizer,
+        )
+    except CheckpointError as error:
+        if arguments.model == HUB_MODEL:  # nobody chose it: say how to choose
+            raise CheckpointError(f"{error}; --model or ANTIPHON_MODEL name another") from error
+        raise
+    finally:
+        status.clear()
