@@ -18,7 +18,17 @@ _HOMES = {
     "AntiphonError": "errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "AntiphonError",
+    "AudioDelta",
+    "FinishDelta",
+    "KimiAudio",
+    "SamplingParams",
+    "SpeechOptions",
+    "StreamSampling",
+    "TextDelta",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .api import KimiAudio
