@@ -22,21 +22,28 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(shared: Path) -> Path:
+def tiny() -> Path:
     """The toy checkpoint with random weights, in the official layout."""
-    return shared / "fixtures" / "tiny"
+    return _shared_or("fixtures/tiny", "tests/data/tiny")
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    """The folder of golden arrays recorded from the reference on :func:`tiny`."""
-    return shared / "fixtures" / "golden"
+def golden() -> Path:
+    """The folder of golden arrays recorded from the reference on :func:`tiny`; the core subset without ``shared``."""
+    return _shared_or("fixtures/golden", "tests/data/golden")
 
 
 @pytest.fixture(scope="session")
-def demo(shared: Path) -> Path:
+def demo() -> Path:
     """The small trained checkpoint that hears and speaks 63 English words."""
-    return shared / "fixtures" / "demo"
+    return _shared_or("fixtures/demo", "examples/demo_model")
+
+
+def _shared_or(name: str, own: str) -> Path:
+    """A folder of ``shared``, or the project's own copy of it (or of its core) where that is not here."""
+    root = Path(__file__).resolve().parents[1]
+    path = root.parent / "shared" / name
+    return path if path.is_dir() else root / own
 
 
 @pytest.fixture(scope="session", params=["core", "full"])

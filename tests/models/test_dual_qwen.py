@@ -56,7 +56,7 @@ def test_prefill_matches_golden(tiny_runtime, build, golden, name):
         budget(f"{key}_last", np.abs(stack[:, -1] - want[f"{key}_last"]).max(), 2e-3)
     budget("text logits", np.abs(output.text_logits[0].numpy() - want["text_logits_last"]).max(), 3e-3)
     budget("audio logits", np.abs(output.audio_logits[0].numpy() - want["audio_logits_last"]).max(), 3e-3)
-    heads = [layer.unflatten(0, (2, n)) for layer in (states[f"upper.{config.num_text_layers - 1}"],)][0]
+    heads = states[f"upper.{config.num_text_layers - 1}"].unflatten(0, (2, n))
     for which, key, matrix in ((0, "text", "lm_head"), (1, "audio", "audio_head")):
         check_all_positions(tiny_runtime, heads[which], which, matrix, key, want)
 
