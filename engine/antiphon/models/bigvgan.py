@@ -35,11 +35,14 @@ class BigVgan:
         """De-normalised mels of one length, [N, frames, num_mels], to samples float32 [N, hop * frames]."""
         return self._generate(mel, None)
 
-    def run(self, mels: Sequence[torch.Tensor], max_padding: float = 0.25) -> list[torch.Tensor]:
+    def run(self, mels: Sequence[torch.Tensor], max_padding: float | None = None) -> list[torch.Tensor]:
         """Vocode mels [frames_i, num_mels] of any lengths, each as if alone; returns float32 [hop * frames_i] each.
 
         Mels whose lengths differ by at most the share ``max_padding`` are padded to one batch; 0 batches equal lengths only.
+        None: 0 on a CPU, where padding costs what it computes, a quarter elsewhere, where launches cost more.
         """
+        if max_padding is None:
+            max_padding = 0.0 if self.device.type == "cpu" else 0.25
         results: list[torch.Tensor] = [torch.empty(0)] * len(mels)
         for group in group_by_length([len(mel) for mel in mels], max_padding, self._min_padded_frames()):
             for index, wav in zip(group, self._run_group([mels[index] for index in group]), strict=True):
@@ -63,28 +66,30 @@ class BigVgan:
     def _generate(self, mel: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """``lengths`` int64 [N] counts the valid frames of each item, None: all of them."""
         weights, config = self.weights, self.config
-        num_blocks = len(config.resblock_kernel_sizes)
-        x = F.conv1d(
-            mel.to(self.dtype).transpose(1, 2), weights["conv_pre.weight"], weights["conv_pre.bias"], padding=3
-        )
-        for stage, (rate, kernel) in enumerate(zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True)):
-            name = f"ups.{stage}.0"
-            x = mask_tail(x, lengths)
-            x = F.conv_transpose1d(
-                x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=rate, padding=(kernel - rate) // 2
-            )
+        x = mel.to(self.dtype).transpose(1, 2)
+        x = F.conv1d(x, weights["conv_pre.weight"], weights["conv_pre.bias"], padding=3)
+        for stage, rate in enumerate(config.upsample_rates):
+            x = self._upsample(stage, mask_tail(x, lengths))
             lengths = None if lengths is None else lengths * rate
-            x = self._mean_of_blocks(x, range(stage * num_blocks, (stage + 1) * num_blocks), lengths)
+            x = self._mean_of_blocks(stage, x, lengths)
         x = self._activation("activation_post", x, lengths)
         x = F.conv1d(x, weights["conv_post.weight"], weights.get("conv_post.bias"), padding=3)
         x = torch.tanh(x) if config.use_tanh_at_final else x.clamp(-1.0, 1.0)
         return x[:, 0].float()
 
-    def _mean_of_blocks(self, x: torch.Tensor, blocks: range, lengths: torch.Tensor | None) -> torch.Tensor:
-        total = self._residual_block(blocks[0], x, lengths)
-        for block in blocks[1:]:
+    def _upsample(self, stage: int, x: torch.Tensor) -> torch.Tensor:
+        name, rate = f"ups.{stage}.0", self.config.upsample_rates[stage]
+        padding = (self.config.upsample_kernel_sizes[stage] - rate) // 2
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.conv_transpose1d(x, weight, bias, stride=rate, padding=padding)
+
+    def _mean_of_blocks(self, stage: int, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        num_blocks = len(self.config.resblock_kernel_sizes)
+        first = stage * num_blocks
+        total = self._residual_block(first, x, lengths)
+        for block in range(first + 1, first + num_blocks):
             total = total + self._residual_block(block, x, lengths)
-        return total / len(blocks)
+        return total / num_blocks
 
     def _residual_block(self, block: int, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         name, kind = f"resblocks.{block}", block % len(self.config.resblock_kernel_sizes)
