@@ -7,6 +7,7 @@ zip file (PyTorch serialization notes, "Layout Control"), so a ``.pt`` is read t
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {AGAIN}") from error
     if packed:
         raise CheckpointError(
