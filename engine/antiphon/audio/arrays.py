@@ -51,4 +51,6 @@ def to_float(samples: np.ndarray) -> np.ndarray:
 
 def to_mono(samples: np.ndarray) -> np.ndarray:
     """Mean over the channels of [channels, N], or [N] unchanged; float32 [N]."""
-    return samples if samples.ndim == 1 else samples.mean(axis=0, dtype=np.float32)
+    if samples.ndim == 1 or samples.size == 0:
+        return samples.reshape(-1)
+    return samples.mean(axis=0, dtype=np.float32)

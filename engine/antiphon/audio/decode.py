@@ -55,12 +55,16 @@ def _read_stream(container: av.container.InputContainer, name: str, max_seconds:
         block = _mono(frame)
         if frame.sample_rate != rate:
             if decoded:
-                raise AudioError(f"{name}: the sampling rate changes from {rate} to {frame.sample_rate} Hz in mid-stream")
+                raise AudioError(
+                    f"{name}: the sampling rate changes to {frame.sample_rate} Hz after {decoded / rate:.2f} s"
+                )
             rate = frame.sample_rate
         blocks.append(block)
         decoded += len(block)
         if max_seconds is not None and decoded > max_seconds * rate:
             raise AudioError(f"{name} is longer than {max_seconds:g} s")
+    if stream.codec.name == "flac" and stream.duration and decoded < stream.duration:
+        raise AudioError(f"{name} is damaged: {decoded} of {stream.duration} samples could be decoded")
     return (np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)), rate
 
 
