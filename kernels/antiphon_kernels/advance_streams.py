@@ -20,6 +20,7 @@ from enum import IntEnum
 import torch
 
 from .operator import Operator
+from .triton_support import available, cdiv, jit, launch, tl
 
 
 class Stop(IntEnum):
@@ -63,6 +64,84 @@ def reference(
     return text, audio
 
 
+@jit(varying=("num_rows",))
+def advance_streams_kernel(
+    text,
+    audio,
+    slots,
+    text_history,
+    audio_history,
+    history_len,
+    text_ended,
+    stop,
+    speaks,
+    limit,
+    text_out,
+    audio_out,
+    num_rows,
+    history_stride,
+    text_blank: tl.constexpr,
+    text_eos: tl.constexpr,
+    msg_end: tl.constexpr,
+    media_end: tl.constexpr,
+    delay: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: BLOCK rows. The numbers of the stop reasons are those of :class:`Stop`."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < num_rows
+    slot = tl.load(slots + rows, inside, 0)
+    step = tl.load(history_len + slot, inside, 0)
+    ended = tl.load(text_ended + slot, inside, 0) != 0
+    speaking = tl.load(speaks + slot, inside, 0) != 0
+    t = tl.where(ended, text_blank, tl.load(text + rows, inside, 0))
+    a = tl.where((step < delay) | (speaking == 0), text_blank, tl.load(audio + rows, inside, 0))
+    ended = ended | (t == text_eos)
+    reason = tl.where(step + 1 >= tl.load(limit + slot, inside, 0), 4, 0)
+    reason = tl.where(speaking & (a == media_end), 3, reason)
+    reason = tl.where(speaking & (a == msg_end), 2, reason)
+    reason = tl.where((speaking == 0) & ended, 1, reason)
+    tl.store(text_history + slot * history_stride + step, t.to(tl.int32), inside)
+    tl.store(audio_history + slot * history_stride + step, a.to(tl.int32), inside)
+    tl.store(history_len + slot, step + 1, inside)
+    tl.store(text_ended + slot, ended, inside)
+    tl.store(stop + slot, reason.to(tl.int64), inside)
+    tl.store(text_out + rows, t, inside)
+    tl.store(audio_out + rows, a, inside)
+
+
+def advance_streams_triton(
+    text: torch.Tensor,
+    audio: torch.Tensor,
+    slots: torch.Tensor,
+    text_history: torch.Tensor,
+    audio_history: torch.Tensor,
+    history_len: torch.Tensor,
+    text_ended: torch.Tensor,
+    stop: torch.Tensor,
+    speaks: torch.Tensor,
+    limit: torch.Tensor,
+    ids: list[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One launch; a block of 128 rows per program."""
+    num_rows = slots.shape[0]
+    text_out = torch.empty(num_rows, dtype=torch.int64, device=slots.device)
+    audio_out = torch.empty(num_rows, dtype=torch.int64, device=slots.device)
+    text_blank, text_eos, msg_end, media_end, delay = ids
+    launch(
+        advance_streams_kernel, (cdiv(num_rows, 128),), text.contiguous(), audio.contiguous(), slots.contiguous(),
+        text_history, audio_history, history_len, text_ended, stop, speaks, limit, text_out, audio_out, num_rows,
+        text_history.stride(0), text_blank=text_blank, text_eos=text_eos, msg_end=msg_end, media_end=media_end, delay=delay,
+        BLOCK=128,
+    )  # fmt: skip
+    return text_out, audio_out
+
+
+def advance_streams_supported(text, audio, slots, text_history, audio_history, *state) -> bool:
+    """Per-slot arrays are contiguous."""
+    return available and all(t.is_contiguous() for t in (text_history, audio_history, *state[:5]))
+
+
 def fake(text, audio, slots, text_history, audio_history, history_len, text_ended, stop, speaks, limit, ids):
     return torch.empty_like(slots), torch.empty_like(slots)
 
@@ -75,3 +154,4 @@ advance_streams = Operator(
     reference=reference,
     fake=fake,
 )
+advance_streams.backend("triton", devices=("cuda",), supports=advance_streams_supported)(advance_streams_triton)

@@ -65,6 +65,7 @@ class Launch:
 
 
 _record: list[Launch] | None = None
+_recorded_capability = 80
 
 
 def jit(fn: Callable | None = None, *, varying: tuple[str, ...] = ()) -> Callable:
@@ -139,14 +140,27 @@ def _is_aligned(value: Any) -> bool:
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Describe launches instead of running them; yields the list that grows."""
-    global _record
-    before, _record = _record, []
+def recording(capability: int = 80) -> Iterator[list[Launch]]:
+    """Describe launches, as for a GPU of that compute capability, instead of running them; yields the list that grows."""
+    global _record, _recorded_capability
+    before, _record, _recorded_capability = (_record, _recorded_capability), [], capability
     try:
         yield _record
     finally:
-        _record = before
+        _record, _recorded_capability = before
+
+
+def capability(x: torch.Tensor) -> int:
+    """Compute capability for whose limits a launcher chooses its tiles: 80, 90, 120 …; 80 in the interpreter."""
+    if _record is None and x.is_cuda:
+        major, minor = torch.cuda.get_device_capability(x.device)
+        return 10 * major + minor
+    return _recorded_capability
+
+
+def has_wgmma(x: torch.Tensor) -> bool:
+    """sm_90 and sm_100: tensor cores that read shared memory, and twice the shared memory of the others."""
+    return capability(x) // 10 in (9, 10)
 
 
 def is_recording() -> bool:

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -68,10 +68,10 @@ def unique(launches: Iterable[Launch]) -> list[Launch]:
 
 
 def compile_launches(
-    launches: Iterable[Launch], capabilities: Iterable[int] = CAPABILITIES, *, workers: int = 2, cache: Path | None = None
+    launches: Mapping[int, Iterable[Launch]], *, workers: int = 2, cache: Path | None = None
 ) -> list[Build]:
-    """Compile every distinct launch for every capability; RuntimeError with the compiler's words if one fails."""
-    jobs = [(launch, capability) for launch in unique(launches) for capability in capabilities]
+    """Compile the distinct launches of every capability; RuntimeError with the compiler's words if one fails."""
+    jobs = [(launch, capability) for capability, recorded in launches.items() for launch in unique(recorded)]
     shares = [jobs[i::workers] for i in range(workers) if jobs[i::workers]]
     with ThreadPoolExecutor(max(len(shares), 1)) as pool:
         builds = [build for part in pool.map(lambda share: _run_worker(share, cache), shares) for build in part]

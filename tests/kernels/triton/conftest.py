@@ -10,29 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
-from antiphon_kernels import triton_support
+from antiphon_kernels import triton_interpreter, triton_support
 from torch.overrides import TorchFunctionMode
 
-if triton_support.interpreted:
-    from triton.runtime import interpreter
+triton_interpreter.install()
 
 GUARD = 64
 """Elements before and behind every guarded tensor."""
 FLOOR = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Rounding floor relative to the largest true value: about one unit in the last place of the result."""
-FLOATS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv"}
 _ALLOCATORS = {torch.empty, torch.empty_like, torch.Tensor.new_empty, torch.empty_strided}
-
-
-def convert_float(data: np.ndarray, source, target, rounding) -> np.ndarray:
-    """Round to nearest even, as the GPU does; the interpreter's own conversion to bfloat16 cuts the low bits off."""
-    dtypes = {name: dtype for dtype, name in FLOATS.items()}
-    x = torch.from_numpy(np.frombuffer(data.tobytes(), dtype=np.uint8).copy()).view(dtypes[str(source)])
-    bits = x.to(dtypes[str(target)]).view(torch.uint8).numpy()
-    return np.frombuffer(bits.tobytes(), dtype=f"uint{target.primitive_bitwidth}").reshape(data.shape)
 
 
 def poison_value(dtype: torch.dtype) -> float | int | bool:
@@ -146,9 +135,8 @@ def guarded_fixture() -> Callable:
 
 
 @pytest.fixture(autouse=True)
-def interpreter_set_up(monkeypatch):
-    """True rounding, and the same numbers for a test alone or in a run; without the interpreter it is skipped."""
+def seeded():
+    """The same numbers for a test alone or in a run; without the interpreter it is skipped."""
     if not triton_support.interpreted:
         pytest.skip("needs triton and TRITON_INTERPRET=1")
-    monkeypatch.setattr(interpreter, "_convert_float", convert_float)
     torch.manual_seed(4)

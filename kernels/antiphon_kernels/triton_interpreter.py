@@ -1,0 +1,56 @@
+"""Corrections of Triton's interpreter (seen in 3.6 and 3.8), so that it computes what a GPU computes.
+
+* float conversions to 16 bits and fewer cut the low bits off; hardware rounds to nearest even;
+* ``tl.dot`` of bfloat16 multiplies the bit patterns as integers.
+
+:func:`install` puts the corrected functions in place; it does nothing in a process that compiles.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from . import triton_support
+
+_FLOATS = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8e4nv": torch.float8_e4m3fn,
+}
+
+
+def _as_torch(data: np.ndarray, name: str) -> torch.Tensor:
+    """The interpreter's storage of a float type (unsigned ints for those that numpy lacks) as a tensor, flat."""
+    return torch.from_numpy(np.frombuffer(data.tobytes(), dtype=np.uint8).copy()).view(_FLOATS[name])
+
+
+def convert_float(data: np.ndarray, source, target, rounding) -> np.ndarray:
+    """Replacement of ``_convert_float``: bits of ``data`` in type ``target``, rounded to nearest even."""
+    bits = _as_torch(data, str(source)).to(_FLOATS[str(target)]).view(torch.uint8).numpy()
+    return np.frombuffer(bits.tobytes(), dtype=f"uint{target.primitive_bitwidth}").reshape(data.shape)
+
+
+def _wide(handle) -> np.ndarray:
+    """Values of a float operand in float32 (exact for every narrower type)."""
+    return _as_torch(handle.data, str(handle.dtype.scalar)).float().numpy().reshape(handle.data.shape)
+
+
+def create_dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
+    """Replacement of ``InterpreterBuilder.create_dot``: float operands widened, ints summed in the accumulator's type."""
+    from triton.runtime.interpreter import TensorHandle
+
+    floats = a.dtype.scalar.is_floating()
+    x, y = (_wide(a), _wide(b)) if floats else (a.data, b.data)
+    return TensorHandle(np.matmul(x, y, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def install() -> None:
+    """Correct the interpreter of this process."""
+    if triton_support.interpreted:
+        from triton.runtime import interpreter
+
+        interpreter._convert_float = convert_float
+        interpreter.InterpreterBuilder.create_dot = create_dot
