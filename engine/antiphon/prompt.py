@@ -127,12 +127,8 @@ class PromptBuilder:
 
     def check_length(self, messages: Sequence[Message], num_samples: Sequence[int], output_type: str) -> int:
         """Positions of the prompt, known from the lengths of its recordings. PromptTooLongError if over the context."""
-        nothing = torch.zeros(0, dtype=torch.int64)
-        audios = [
-            EncodedAudio(nothing.new_zeros(num_tokens(n)), None, b"", n) if n else EncodedAudio(nothing, None, b"", 0)
-            for n in num_samples
-        ]
-        return len(self.build(messages, audios, output_type))
+        placeholders = [EncodedAudio(torch.zeros(num_tokens(n), dtype=torch.int64), None, b"", n) for n in num_samples]
+        return len(self.build(messages, placeholders, output_type))
 
     def build(self, messages: Sequence[Message], audios: Sequence[EncodedAudio], output_type: str) -> Prompt:
         """The prompt of ``messages``, whose recordings in order are ``audios``.
