@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from antiphon_kernels import Stop
-
 from .deltas import AudioDelta, Delta, FinishDelta, TextDelta
-from .errors import ConfigError
-from .generation import Generation
-from .prompt import Prompt, make_prompt
-from .request import SamplingParams, sampling_params
+from .engine import Engine
+from .engine_config import EngineConfig
+from .live_request import PreparedRequest, prepare
+from .request import GenerationRequest, sampling_params
 from .runtime import Runtime, load_runtime
-from .solo import SoloRun
-from .speech import SpeechOptions, StreamingDetokenizer
+from .speech import SpeechOptions
 from .trace import Trace, trace
 
 __all__ = ["AudioDelta", "Delta", "FinishDelta", "KimiAudio", "TextDelta"]
@@ -54,7 +52,8 @@ class KimiAudio:
             dtype=dtype,
             speech_tokenizer=speech_tokenizer,
         )
-        self._voice = StreamingDetokenizer(self.runtime.flow, self.runtime.vocoder) if self.runtime.can_speak else None
+        self.engine = Engine(self.runtime, EngineConfig(max_sequences=1))
+        self._lock = threading.Lock()
 
     def generate(self, chats: Sequence[Mapping[str, Any]], output_type: str = "text", *args, **options):
         """Answer a conversation; arguments as for :meth:`generate_stream`.
@@ -117,8 +116,8 @@ class KimiAudio:
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
-        prompt = self._prompt(chats, output_type)
-        return self._run(prompt, sampling, speech or SpeechOptions(), noise)
+        request = GenerationRequest(chats, output_type, sampling, speech or SpeechOptions(), noise)
+        return self._run(prepare(request, self.runtime))
 
     def trace(
         self,
@@ -132,34 +131,23 @@ class KimiAudio:
     ) -> Trace:
         """Run a conversation alone and return every intermediate array; arguments as for :meth:`generate_stream`."""
         params = sampling_params(seed=seed, **sampling)
-        prompt = self._prompt(chats, output_type)
-        return trace(self.runtime, prompt, params, params.resolved_seed(), speech or SpeechOptions(), noise)
+        request = GenerationRequest(chats, output_type, params, speech or SpeechOptions(), noise)
+        prepared = prepare(request, self.runtime)
+        with self._lock:
+            return trace(self.runtime, prepared)
 
-    def _prompt(self, chats: Sequence[Mapping[str, Any]], output_type: str) -> Prompt:
-        if output_type == "both" and not self.runtime.can_speak:
-            raise ConfigError(
-                "output_type='both' needs the detokenizer, but the model was loaded with load_detokenizer=False; "
-                "load it with load_detokenizer=True, or ask for output_type='text'"
-            )
-        return make_prompt(chats, output_type, self.runtime.builder, self.runtime.encoder)
-
-    def _run(
-        self, prompt: Prompt, sampling: SamplingParams, speech: SpeechOptions, noise: Iterable[np.ndarray] | None
-    ) -> Iterator[Delta]:
-        """The plain loop: step, speak, emit."""
-        seed = sampling.resolved_seed()
-        stream = None
-        if prompt.output_type == "both":
-            stream = self._voice.open(speech, seed=None if noise is not None else seed, noise=noise)
-        generation = Generation(self.runtime.config.llm, self.runtime.tokenizer, len(prompt), stream)
-        try:
-            for step in SoloRun(self.runtime.llm, prompt, sampling, seed).steps():
-                yield from generation.push(step.text, step.audio)
-                if step.stop:
-                    yield from generation.end(Stop(step.stop))
-                while stream is not None and stream.ready:
-                    yield from generation.sound(self._voice.run([(stream, *stream.pop())])[0])
-            yield generation.finish()
-        finally:
-            if stream is not None:
-                stream.close()
+    def _run(self, prepared: PreparedRequest) -> Iterator[Delta]:
+        """Step the engine until this request's last delta; leaving early ends the request."""
+        with self._lock:
+            request_id = self.engine.add(prepared)
+            try:
+                while request_id in self.engine.live or self.engine.has_work:
+                    for output in self.engine.step():
+                        if output.request_id != request_id:
+                            continue
+                        if isinstance(output.delta, Exception):
+                            raise output.delta
+                        yield output.delta
+            finally:
+                if self.engine.abort(request_id):
+                    self.engine.step()

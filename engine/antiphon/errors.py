@@ -27,3 +27,7 @@ class ConfigError(AntiphonError, ValueError):
 
 class EngineError(AntiphonError, RuntimeError):
     """The engine failed while it worked on an accepted request."""
+
+
+class OverloadedError(AntiphonError):
+    """The engine takes no more requests at the moment; nothing was accepted."""

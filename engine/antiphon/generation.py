@@ -11,9 +11,9 @@ from antiphon_kernels import Stop
 
 from .config import LlmConfig
 from .deltas import AudioDelta, Delta, FinishDelta, TextDelta, Timings, Usage
-from .speech import SpeechStream
 from .streams import TokenStreams
 from .text import TextStream, TextTokenizer
+from .text.stop import StopTexts
 
 
 class Generation:
@@ -21,7 +21,7 @@ class Generation:
 
     Args:
         prompt_len: positions of the prompt.
-        voice: where speech tokens go; None for a request that only writes.
+        stop: texts that end the answer; ``stopped`` is true once one has come.
         clock: seconds, for the timings.
     """
 
@@ -30,37 +30,48 @@ class Generation:
         config: LlmConfig,
         tokenizer: TextTokenizer,
         prompt_len: int,
-        voice: SpeechStream | None,
+        stop: tuple[str, ...] = (),
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.streams = TokenStreams(config)
-        self.voice = voice
-        self.stop = Stop.RUNNING
         self.prompt_len = prompt_len
         self.cached_tokens = 0
+        self.reason = "stop"
+        self._stop_texts = StopTexts(stop)
         self._text = TextStream(tokenizer)
         self._clock, self._added = clock, clock()
-        self._first_text = self._first_audio = self._encoded = None
+        self._encoded = self._first_text = self._first_audio = None
 
-    def push(self, text: int, audio: int) -> Iterator[Delta]:
-        """One step's pair, after forcing; yields new text, hands a speech token on."""
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has come: the answer is over, whatever the model says next."""
+        return self._stop_texts.found
+
+    def encoded(self) -> None:
+        """The recordings are encoded."""
+        self._encoded = self._elapsed()
+
+    def push(self, text: int, audio: int) -> tuple[str, int | None]:
+        """One step's pair, after forcing: new text (possibly none) and the speech token to sound, if any."""
         text_id, speech = self.streams.push(text, audio)
-        if speech is not None and self.voice is not None:
-            self.voice.push([speech])
-        if text_id is not None:
-            yield from self._say(self._text.push([text_id]))
+        new = "" if text_id is None else self._stop_texts.push(self._text.push([text_id]))
+        return new, speech
 
-    def end(self, stop: Stop) -> Iterator[Delta]:
-        """The last pair has been pushed; yields what is left of the text, closes the queue of speech tokens."""
-        self.stop = stop
-        if self.voice is not None:
-            self.voice.finish()
-        yield from self._say(self._text.flush())
+    def end(self, stop: Stop) -> str:
+        """The last pair has been pushed: what is left of the text."""
+        self.reason = "length" if stop is Stop.LIMIT else "stop"
+        return self._stop_texts.push(self._text.flush()) + self._stop_texts.flush()
 
-    def sound(self, pcm: np.ndarray) -> Iterator[Delta]:
-        """Samples of one chunk, possibly none."""
+    def text_delta(self, text: str) -> Iterator[Delta]:
+        """A delta for new text; nothing for an empty one."""
+        if text:
+            self._first_text = self._elapsed() if self._first_text is None else self._first_text
+            yield TextDelta(text)
+
+    def audio_delta(self, pcm: np.ndarray) -> Iterator[Delta]:
+        """A delta for new samples; nothing for none."""
         if len(pcm):
-            self._first_audio = self._first_audio or self._elapsed()
+            self._first_audio = self._elapsed() if self._first_audio is None else self._first_audio
             yield AudioDelta(pcm)
 
     def finish(self) -> FinishDelta:
@@ -73,12 +84,7 @@ class Generation:
             cached_tokens=self.cached_tokens,
         )
         timings = Timings(self._encoded, self._first_text, self._first_audio, self._elapsed())
-        return FinishDelta("length" if self.stop is Stop.LIMIT else "stop", usage, timings)
-
-    def _say(self, text: str) -> Iterator[Delta]:
-        if text:
-            self._first_text = self._first_text or self._elapsed()
-            yield TextDelta(text)
+        return FinishDelta(self.reason, usage, timings)
 
     def _elapsed(self) -> float:
         return self._clock() - self._added

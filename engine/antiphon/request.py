@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .config import LlmConfig
 from .errors import InputError, PromptTooLongError
+from .speech import SpeechOptions
+
+if TYPE_CHECKING:
+    from .conversation import Conversation
 
 OUTPUT_TYPES = ("text", "both")
 MAX_POSITIONS_BOTH = 1500
@@ -56,6 +64,26 @@ class SamplingParams:
     def resolved_seed(self) -> int:
         """The caller's seed, or a fresh one."""
         return secrets.randbits(63) if self.seed is None else self.seed
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationRequest:
+    """One request to an engine.
+
+    messages: official message list; recordings as paths, bytes, open files or arrays. history: complete turns before them,
+    as tokens. speech: chunking and overlap. noise: arrays per chunk instead of seeded noise. stop: texts that end the
+    answer (not part of it). priority: smaller goes first. cache_salt: share cached prefixes only with the same salt.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    output_type: str = "text"
+    sampling: SamplingParams = SamplingParams()
+    speech: SpeechOptions = field(default_factory=SpeechOptions)
+    noise: Iterable[np.ndarray] | None = None
+    history: Conversation | None = None
+    stop: tuple[str, ...] = ()
+    priority: int = 0
+    cache_salt: bytes = b""
 
 
 def step_limit(prompt_len: int, output_type: str, max_new_tokens: int, config: LlmConfig) -> int:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from .live_request import PreparedRequest
 from .prompt import Prompt
 from .request import SamplingParams
 from .runtime import Runtime
 from .solo import SoloRun, Step
-from .speech import SpeechOptions, StreamingDetokenizer
+from .speech import StreamingDetokenizer
 from .streams import TokenStreams
 
 
@@ -43,21 +43,17 @@ class Trace:
     wav: np.ndarray | None = None
 
 
-def trace(
-    runtime: Runtime,
-    prompt: Prompt,
-    sampling: SamplingParams,
-    seed: int,
-    speech: SpeechOptions,
-    noise: Iterable[np.ndarray] | None,
-) -> Trace:
-    """Run one request alone and keep its numbers; the audio head also runs at the prompt's end, for its logits."""
-    steps = list(SoloRun(runtime.llm, prompt, sampling, seed).steps())
+def trace(runtime: Runtime, prepared: PreparedRequest) -> Trace:
+    """Run one request alone and keep its numbers; both heads also run at the prompt's end, for their logits."""
+    request = prepared.request
+    audios = runtime.encoder.encode(prepared.recordings, prepared.with_features)
+    prompt = runtime.builder.build(prepared.messages, audios, request.output_type)
+    steps = list(SoloRun(runtime.llm, prompt, request.sampling, prepared.seed).steps())
     text, tokens = TokenStreams.of(runtime.config.llm, [s.text for s in steps], [s.audio for s in steps])
     text_logits, audio_logits = prefill_logits(runtime, prompt)
     mel = wav = None
     if prompt.output_type == "both":
-        mel, wav = _speak(runtime, tokens, speech, seed, noise)
+        mel, wav = _speak(runtime, tokens, prepared)
     return Trace(
         audio_ids=prompt.audio_ids.numpy(),
         text_ids=prompt.text_ids.numpy(),
@@ -87,10 +83,12 @@ def _stream(steps: Sequence[Step], name: str) -> np.ndarray:
     return np.array([getattr(step, name) for step in steps], dtype=np.int64)
 
 
-def _speak(runtime: Runtime, tokens: list[int], speech: SpeechOptions, seed: int, noise: Any):
+def _speak(runtime: Runtime, tokens: list[int], prepared: PreparedRequest) -> tuple[np.ndarray, np.ndarray]:
     """Mel [frames, num_mels] and wav [samples] of speech tokens; empty arrays without a token."""
+    request = prepared.request
     voice = StreamingDetokenizer(runtime.flow, runtime.vocoder)
-    stream = voice.open(speech, seed=None if noise is not None else seed, noise=noise, record=True)
+    seed = prepared.seed if request.noise is None else None
+    stream = voice.open(request.speech, seed=seed, noise=request.noise, record=True)
     pieces = [np.zeros(0, np.float32)]
     try:
         stream.push(tokens)

@@ -1,0 +1,318 @@
+"""The engine: many requests in flight, each getting exactly the tokens it would have got alone.
+
+One :meth:`Engine.step` is *encode → think → speak → emit*: recordings of new requests go through the encoders, one ragged
+step of the language model runs, chunks of speech that are due are solved and vocoded, and what came of it is returned.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from antiphon_kernels import Stop
+
+from .conversation import Conversation
+from .deltas import Delta
+from .engine_config import EngineConfig, kv_sizes, resolve
+from .errors import AntiphonError, EngineError, InputError, OverloadedError
+from .execution.decode_state import DecodeState
+from .execution.kv_cache import allocate
+from .execution.llm_runner import LlmRunner, StepOutput
+from .live_request import LiveRequest, PreparedRequest, feature_spans, prepare
+from .request import GenerationRequest, step_limit
+from .runtime import Runtime
+from .scheduler import KVPools, Policy, RequestState, Scheduler, SchedulerConfig, SequencePlan, StepPlan, StepResults
+from .solo import adapted_features
+from .speech import SpeechStream, SpeechWork, StreamingDetokenizer
+from .step_builder import PromptChunk, StepBuilder
+
+logger = logging.getLogger(__name__)
+
+
+class Output(NamedTuple):
+    """One event of one request: a delta, or the error that ended it."""
+
+    request_id: str
+    delta: Delta | AntiphonError
+
+
+class Engine:
+    """Add requests, then call :meth:`step` until :attr:`has_work` is false. Not thread-safe: see ``AsyncEngine``.
+
+    Args:
+        runtime: the loaded model.
+        config: limits; "auto" values are resolved here, see :attr:`config`.
+        policy: who goes first; default: first come, first served.
+        clock: seconds, for arrival order and timings.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: EngineConfig | None = None,
+        policy: Policy | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.runtime = runtime
+        self.config = resolve(config or EngineConfig(), runtime.config.llm, runtime.dtype)
+        self.clock = clock
+        llm, sizes = runtime.config.llm, kv_sizes(self.config)
+        self.runner = LlmRunner(
+            runtime.llm,
+            allocate(llm, sizes, runtime.dtype, runtime.device),
+            DecodeState(llm, self.config.max_sequences, runtime.device),
+        )
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                token_budget=self.config.token_budget,
+                max_sequences=self.config.max_sequences,
+                max_positions=llm.max_positions,
+                prefix_caching=self.config.prefix_caching,
+            ),
+            KVPools(sizes.trunk, sizes.text, sizes.audio),
+            policy,
+        )
+        self.voice = None
+        if runtime.can_speak:
+            self.voice = StreamingDetokenizer(runtime.flow, runtime.vocoder, max_streams=self.config.max_sequences)
+        self.live: dict[str, LiveRequest] = {}
+        self._to_encode: list[LiveRequest] = []
+        self._speaking: dict[str, LiveRequest] = {}
+        self._outputs: list[Output] = []
+        self._builder = StepBuilder(self.config.max_sequences, self._prompt_chunk)
+        self._ids = itertools.count(1)
+
+    # -- the caller's side ---------------------------------------------------------------------------------------
+
+    def add(self, request: GenerationRequest | PreparedRequest, request_id: str | None = None) -> str:
+        """Accept a request; returns its id.
+
+        Raises:
+            InputError, ConfigError: as :func:`prepare` says. OverloadedError: the queue is full; try again later.
+        """
+        if len(self.live) >= self.config.max_waiting + self.config.max_sequences:
+            raise OverloadedError(f"{len(self.live)} requests are waiting or running, the limit; try again later")
+        prepared = prepare(request, self.runtime) if isinstance(request, GenerationRequest) else request
+        request_id = f"request-{next(self._ids)}" if request_id is None else request_id
+        if request_id in self.live:
+            raise EngineError(f"request id {request_id!r} is already in use; choose another")
+        live = LiveRequest(request_id, prepared, self.runtime, self.clock)
+        self.live[request_id] = live
+        self._to_encode.append(live)
+        return request_id
+
+    def abort(self, request_id: str) -> bool:
+        """End a request now, wherever it is, and free everything it holds; False if it is not there (any more)."""
+        live = self.live.get(request_id)
+        if live is None:
+            return False
+        self._drop(live)
+        live.generation.reason = "abort"
+        self._outputs.append(Output(request_id, live.generation.finish()))
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or return anything."""
+        return bool(self.live or self._outputs)
+
+    def step(self) -> list[Output]:
+        """Do one round of work; returns what became ready."""
+        self._encode()
+        self._think()
+        self._speak()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def check(self) -> None:
+        """AssertionError unless all books balance: pages, slots, voices. For tests and idle time."""
+        self.scheduler.check()
+        held = sum(live.voice is not None and not live.voice.closed for live in self.live.values())
+        assert self.voice is None or self.voice.pool.num_free + held == self.voice.pool.num_slots, "a voice is lost"
+
+    def conversation(self, live: LiveRequest) -> Conversation:
+        """What was said so far in a request, for a next turn; complete once it is finished."""
+        return Conversation.after(live.prompt, live.generation.streams, self.runtime.config.llm)
+
+    # -- encode --------------------------------------------------------------------------------------------------
+
+    def _encode(self) -> None:
+        """Encode the shortest waiting request's recordings, and hand over every request that has none."""
+        self._to_encode.sort(key=lambda live: (live.prepared.request.priority, live.seconds_of_audio, live.arrival))
+        while self._to_encode:
+            live = self._to_encode.pop(0)
+            with_sound = bool(live.prepared.recordings)
+            self._guarded(live, self._start)
+            if with_sound:
+                return
+
+    def _start(self, live: LiveRequest) -> None:
+        """Recordings to prompt; then the request belongs to the scheduler."""
+        prepared, request = live.prepared, live.prepared.request
+        audios = self.runtime.encoder.encode(prepared.recordings, prepared.with_features)
+        prompt = self.runtime.builder.build(prepared.messages, audios, request.output_type)
+        live.prompt = request.history.before(prompt) if request.history is not None else prompt
+        live.generation.encoded()
+        live.features = adapted_features(self.runtime.llm, live.prompt)
+        live.feature_rows = live.prompt.feature_rows.numpy()
+        limit = step_limit(
+            len(live.prompt), request.output_type, request.sampling.max_new_tokens, self.runtime.config.llm
+        )
+        state = RequestState(
+            live.request_id,
+            live.prompt.audio_ids.numpy(),
+            live.prompt.text_ids.numpy(),
+            output_type=request.output_type,
+            max_new_tokens=limit,
+            features=feature_spans(live.prompt),
+            priority=request.priority,
+            arrival=live.arrival,
+            keep_text_pages=self.config.keep_text_branch,
+            cache_salt=request.cache_salt,
+        )
+        live.state = self.scheduler.add(state)
+
+    # -- think ---------------------------------------------------------------------------------------------------
+
+    def _think(self) -> None:
+        """One ragged step of the language model, if there is anything to compute."""
+        plan = self.scheduler.schedule(self.clock())
+        if plan is None:
+            return
+        try:
+            self._assign(plan)
+            output = self.runner.run(self._builder.build(plan))
+        except Exception as error:
+            logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.sequences))
+            self.scheduler.discard(plan)
+            for sequence in plan.sequences:
+                self._fail(self.live[sequence.request_id], EngineError(f"the model step failed: {error}"))
+            return
+        self._commit(plan, output)
+
+    def _assign(self, plan: StepPlan) -> None:
+        """Set up the slots that changed hands, and the pages that a request shares in part."""
+        for request_id, slot, num_generated in plan.assigned:
+            live = self.live[request_id]
+            sampling, state = live.prepared.request.sampling, live.state
+            self.runner.state.open(slot, sampling, live.prepared.seed, live.speaks, state.max_new_tokens)
+            live.generation.cached_tokens = max(live.generation.cached_tokens, state.num_cached_tokens)
+            if num_generated:
+                self.runner.state.restore(slot, live.generation.streams.text, live.generation.streams.audio)
+        copies = [[(c.source, c.target) for c in plan.copies if (c.group == 0) == trunk] for trunk in (True, False)]
+        self.runner.copy_pages(*copies)
+
+    def _prompt_chunk(self, sequence: SequencePlan) -> PromptChunk:
+        """Tape rows of a prefill; behind the prompt (recomputed answers) there are no features."""
+        live = self.live[sequence.request_id]
+        rows = live.state.rows(sequence.start, sequence.length)
+        features = live.feature_rows[sequence.start : sequence.start + sequence.length]
+        if len(features) < sequence.length:
+            features = np.pad(features, (0, sequence.length - len(features)), constant_values=-1)
+        return PromptChunk(rows[:, 0], rows[:, 1], features, live.features)
+
+    def _commit(self, plan: StepPlan, output: StepOutput) -> None:
+        """Tell the scheduler, then every request, which pair it drew."""
+        finished = [stop != Stop.RUNNING for stop in output.stop]
+        self.scheduler.commit(plan, StepResults(output.text, output.audio, output.text_ended, finished))
+        sampling = plan.sampling
+        slots = [sequence.slot for sequence in sampling]
+        self._builder.last_audio[slots] = output.audio
+        self._builder.last_text[slots] = output.text
+        for sequence, text, audio, stop in zip(sampling, output.text, output.audio, output.stop, strict=True):
+            live = self.live.get(sequence.request_id)
+            if live is not None:
+                self._take(live, text, audio, Stop(stop))
+
+    def _take(self, live: LiveRequest, text: int, audio: int, stop: Stop) -> None:
+        new, speech = live.generation.push(text, audio)
+        if live.speaks and speech is not None:
+            self._open_voice(live).push([speech])
+        if live.generation.stopped and stop is Stop.RUNNING:
+            self.scheduler.abort(live.request_id, "stop")
+            stop = Stop.TEXT_EOS
+        if stop is not Stop.RUNNING:
+            new += live.generation.end(stop)
+        self._emit(live, live.generation.text_delta(new))
+        if stop is not Stop.RUNNING:
+            if live.voice is not None:
+                live.voice.finish()
+            self._finish_if_done(live)
+
+    # -- speak ---------------------------------------------------------------------------------------------------
+
+    def _open_voice(self, live: LiveRequest) -> SpeechStream:
+        """The request's stream of sound, opened with its first speech token."""
+        if live.voice is None:
+            request = live.prepared.request
+            seed = live.prepared.seed if request.noise is None else None
+            live.voice = self.voice.open(request.speech, seed=seed, noise=request.noise)
+            self._speaking[live.request_id] = live
+        return live.voice
+
+    def _speak(self) -> None:
+        """Solve and vocode the chunks that are ready, many streams in one batch."""
+        ready = [live for live in self._speaking.values() if live.voice.ready][: self.config.max_speech_batch]
+        work = {live.request_id: (live.voice, *live.voice.pop()) for live in ready}
+        pieces = self._solve(work)
+        for request_id, piece in zip(work, pieces, strict=True):
+            live = self.live[request_id]
+            self._emit(live, live.generation.audio_delta(piece))
+            self._finish_if_done(live)
+
+    def _solve(self, work: dict[str, SpeechWork]) -> list[np.ndarray]:
+        """Samples of every chunk of ``work``; a request whose noise does not fit is failed and taken out of ``work``."""
+        while work:
+            try:
+                return self.voice.run(list(work.values()))
+            except InputError as error:
+                culprit = next(i for i, (stream, _, _) in work.items() if stream is error.stream)
+                del work[culprit]
+                self._fail(self.live[culprit], error)
+            except Exception as error:
+                logger.exception("a speech step failed; its %d requests end with an error", len(work))
+                for request_id in work:
+                    self._fail(self.live[request_id], EngineError(f"the speech step failed: {error}"))
+                work.clear()
+        return []
+
+    # -- emit ----------------------------------------------------------------------------------------------------
+
+    def _emit(self, live: LiveRequest, deltas: Iterable[Delta]) -> None:
+        self._outputs.extend(Output(live.request_id, delta) for delta in deltas)
+
+    def _finish_if_done(self, live: LiveRequest) -> None:
+        """The last delta, once the streams have ended and all sound is out."""
+        if live.request_id in self.scheduler.requests or (live.voice is not None and not live.voice.done):
+            return
+        self._drop(live)
+        self._outputs.append(Output(live.request_id, live.generation.finish()))
+
+    def _guarded(self, live: LiveRequest, work: Callable[[LiveRequest], None]) -> None:
+        """Run one request's own work; an error ends that request alone."""
+        try:
+            work(live)
+        except AntiphonError as error:
+            self._fail(live, error)
+        except Exception as error:
+            logger.exception("request %s failed", live.request_id)
+            self._fail(live, EngineError(f"the request failed: {error}"))
+
+    def _fail(self, live: LiveRequest, error: AntiphonError) -> None:
+        self._drop(live)
+        self._outputs.append(Output(live.request_id, error))
+
+    def _drop(self, live: LiveRequest) -> None:
+        """Free everything a request holds, whatever its stage."""
+        self.live.pop(live.request_id, None)
+        self._speaking.pop(live.request_id, None)
+        if live in self._to_encode:
+            self._to_encode.remove(live)
+        self.scheduler.abort(live.request_id)
+        if live.voice is not None:
+            live.voice.close()

@@ -1,0 +1,60 @@
+"""Limits of an engine, and how they become page counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from .config import LlmConfig
+from .errors import ConfigError
+from .execution.kv_cache import PAGE_SIZE, KVSizes, page_bytes
+
+DEFAULT_KV_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine may hold and do in one step. None means "auto", see :func:`resolve`.
+
+    max_sequences: requests that generate at once. token_budget: rows of one language-model step. kv_bytes: memory of all
+    key/value pages. kv_pages: pages per group instead. max_speech_batch: chunks in one ODE solve. max_waiting: requests that
+    may queue before new ones are refused. keep_text_branch: run the text branch of speaking requests to the end, so that
+    the next turn of a conversation finds its text keys in the cache; costs the branch, changes no token.
+    """
+
+    max_sequences: int = 16
+    token_budget: int = 512
+    kv_bytes: int | None = None
+    kv_pages: int | None = None
+    max_speech_batch: int = 16
+    max_waiting: int = 1024
+    prefix_caching: bool = True
+    keep_text_branch: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_sequences", "token_budget", "max_speech_batch", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.token_budget < self.max_sequences:
+            raise ConfigError(f"token_budget {self.token_budget} is below max_sequences {self.max_sequences}")
+
+
+def resolve(config: EngineConfig, llm: LlmConfig, dtype: torch.dtype) -> EngineConfig:
+    """``config`` with every "auto" filled in: one longest request must always fit, more as the memory allows."""
+    if config.kv_pages is not None:
+        return config
+    trunk, upper = page_bytes(llm, dtype)
+    longest = -(-llm.max_positions // PAGE_SIZE)
+    wanted = longest + (config.max_sequences - 1) * -(-1536 // PAGE_SIZE)
+    budget = config.kv_bytes if config.kv_bytes is not None else max(DEFAULT_KV_BYTES, longest * (trunk + 2 * upper))
+    pages = min(wanted, budget // (trunk + 2 * upper))
+    if pages < 2:
+        raise ConfigError(f"kv_bytes {budget} holds {pages} pages of {trunk + 2 * upper} bytes; raise it")
+    return replace(config, kv_pages=pages, kv_bytes=pages * (trunk + 2 * upper))
+
+
+def kv_sizes(config: EngineConfig) -> KVSizes:
+    """Pages per group of a resolved configuration."""
+    assert config.kv_pages is not None, "resolve() comes first"
+    return KVSizes(config.kv_pages, config.kv_pages, config.kv_pages)
