@@ -79,14 +79,20 @@ class Recordings:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def missing(self, messages: list[dict]) -> list[str]:
+        """Names of recordings that are not here."""
+        contents = [m["content"] for m in messages if m["message_type"] != "text"]
+        names = [content if isinstance(content, str) else content[0] for content in contents]
+        return [name for name in names if not (self.folder / name).is_file()]
+
+    def has(self, messages: list[dict]) -> bool:
+        """Whether every recording of a conversation is here."""
+        return not self.missing(messages)
+
     def __call__(self, messages: list[dict]) -> None:
-        for message in messages:
-            if message["message_type"] == "text":
-                continue
-            content = message["content"]
-            name = content if isinstance(content, str) else content[0]
-            if not (self.folder / name).is_file():
-                pytest.skip(f"the recording {name} is not here")
+        """Skip the test unless every recording of a conversation is here."""
+        if missing := self.missing(messages):
+            pytest.skip(f"recordings not here: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="session")
