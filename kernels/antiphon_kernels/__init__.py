@@ -12,6 +12,7 @@ from .flow_rope import flow_rope
 from .gate_residual import gate_residual
 from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
+from .linear_silu_mul import linear_silu_mul
 from .operator import BackendError, Operator, count_calls, operators, set_backend, use_backend
 from .paged_attention import paged_attention
 from .rms_norm import rms_norm
@@ -36,6 +37,7 @@ __all__ = [
     "gate_residual",
     "layer_norm_modulate",
     "linear",
+    "linear_silu_mul",
     "native",
     "operators",
     "paged_attention",
