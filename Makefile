@@ -8,7 +8,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 	$(if $(shell $(p) -c 'import sys; print(int((3, 10) <= sys.version_info < (3, 14)) or "")' 2>/dev/null),$(p))))
 
 native_sources := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
-run := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python
+run := $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint native clean
 

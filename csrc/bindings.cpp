@@ -5,20 +5,109 @@
 
 #include "isa.h"
 #include "kernels.h"
-#include "thread_pool.h"
 
 namespace py = pybind11;
 using namespace antiphon;
 
+namespace {
+
+using Address = uintptr_t;
+
+template <class T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class Args>
+void launch(void (*kernel)(const Args&, int, int), const Args& args) {
+  py::gil_scoped_release release;
+  parallel([&](int index, int count) { kernel(args, index, count); });
+}
+
+uint64_t read_probe(Address data, int64_t bytes) {
+  uint64_t sums[256] = {};
+  launch(kernels().read_probe, ReadProbeArgs{at<uint64_t>(data), bytes / 8, sums});
+  uint64_t total = 0;
+  for (uint64_t sum : sums) total += sum;
+  return total;
+}
+
+void linear(int dtype, Address x, int64_t x_stride, Address weight, Address bias, Address out, int64_t num_rows,
+            int64_t split, int64_t n, int64_t k) {
+  launch(kernels().linear, LinearArgs{static_cast<DType>(dtype), at(x), x_stride, at(weight), at(bias), at(out),
+                                      num_rows, split, n, k});
+}
+
+void rms_norm(int dtype, Address x, Address residual, Address weight, Address out, Address sum_out, int64_t num_rows,
+              int64_t split, int64_t hidden, float eps) {
+  launch(kernels().rms_norm, RmsNormArgs{static_cast<DType>(dtype), at(x), at(residual), at(weight), at(out),
+                                         at(sum_out), num_rows, split, hidden, eps});
+}
+
+void silu_mul(int dtype, Address x, Address out, int64_t num_rows, int64_t half) {
+  launch(kernels().silu_mul, SiluMulArgs{static_cast<DType>(dtype), at(x), at(out), num_rows, half});
+}
+
+void rope_cache(int dtype, Address qkv, Address positions, Address cos, Address sin, Address slots, Address k_cache,
+                Address v_cache, Address q, int64_t num_rows, int64_t num_heads, int64_t num_kv_heads,
+                int64_t head_dim) {
+  launch(kernels().rope_cache,
+         RopeCacheArgs{static_cast<DType>(dtype), at(qkv), at<int64_t>(positions), at<float>(cos), at<float>(sin),
+                       at<int64_t>(slots), at(k_cache), at(v_cache), at(q), num_rows, num_heads, num_kv_heads,
+                       head_dim});
+}
+
+void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Address block_tables,
+                     Address cu_seqlens_q, Address seq_lens, Address out, int64_t num_seqs, int64_t max_pages,
+                     int64_t page_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale) {
+  launch(kernels().paged_attention,
+         PagedAttentionArgs{static_cast<DType>(dtype), at(q), at(k_cache), at(v_cache), at<int32_t>(block_tables),
+                            at<int32_t>(cu_seqlens_q), at<int32_t>(seq_lens), at(out), num_seqs, max_pages, page_size,
+                            num_heads, num_kv_heads, head_dim, scale});
+}
+
+void layer_norm_modulate(int dtype, Address x, Address shift, Address scale, Address out, int64_t shift_stride,
+                         int64_t scale_stride, int64_t num_rows, int64_t hidden, int64_t frames_per_token, float eps) {
+  launch(kernels().layer_norm_modulate,
+         LayerNormModulateArgs{static_cast<DType>(dtype), at(x), at(shift), at(scale), at(out), shift_stride,
+                               scale_stride, num_rows, hidden, frames_per_token, eps});
+}
+
+void gate_residual(int dtype, Address x, Address y, Address gate, Address out, int64_t gate_stride, int64_t num_rows,
+                   int64_t hidden, int64_t frames_per_token) {
+  launch(kernels().gate_residual, GateResidualArgs{static_cast<DType>(dtype), at(x), at(y), at(gate), at(out),
+                                                   gate_stride, num_rows, hidden, frames_per_token});
+}
+
+void alias_free_snake(int dtype, Address x, Address alpha, Address inv_beta, Address up_filter, Address down_filter,
+                      Address out, int64_t num_rows, int64_t channels, int64_t length) {
+  launch(kernels().alias_free_snake,
+         AliasFreeSnakeArgs{static_cast<DType>(dtype), at(x), at<float>(alpha), at<float>(inv_beta),
+                            at<float>(up_filter), at<float>(down_filter), at(out), num_rows, channels, length});
+}
+
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
+  return names;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native CPU operators of Antiphon; raw pointers in, raw pointers out.";
   m.def("isa", [] { return std::string(isa_name(active_isa())); }, "Name of the instruction set in use.");
-  m.def("available_isas", [] {
-    std::vector<std::string> names;
-    for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
-    return names;
-  });
+  m.def("available_isas", &isa_names, "Compiled in and supported here, slowest first.");
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("count"));
+  m.def("read_probe", &read_probe, "Sum of the 8-byte words of a buffer (data, bytes), read once by all threads.");
+  m.def("linear", &linear);
+  m.def("rms_norm", &rms_norm);
+  m.def("silu_mul", &silu_mul);
+  m.def("rope_cache", &rope_cache);
+  m.def("paged_attention", &paged_attention);
+  m.def("layer_norm_modulate", &layer_norm_modulate);
+  m.def("gate_residual", &gate_residual);
+  m.def("alias_free_snake", &alias_free_snake);
 }

@@ -1,18 +1,137 @@
-// Declarations of every kernel, once per instruction set: namespace antiphon::<isa>.
+// Every kernel's arguments, and the kernels themselves once per instruction set: antiphon::<isa>::<name>.
+//
+// A kernel is called by each of `count` threads with its `index` and does its own share; shares never overlap, so a
+// kernel needs no synchronisation. Pointers are to contiguous row-major memory of `dtype` unless a stride is given
+// (strides are in elements); outputs never overlap inputs unless stated.
 #pragma once
 
 #include <cstdint>
 
+#include "bf16.h"
+#include "thread_pool.h"
+
 namespace antiphon {
 
-#define ANTIPHON_DECLARE_KERNELS(isa)                                           \
-  namespace isa {                                                               \
-  uint64_t read_probe(const uint64_t* data, int64_t begin, int64_t end);        \
-  }
+constexpr int64_t kMaxSkinnyRows = 16;
 
-ANTIPHON_DECLARE_KERNELS(scalar)
-ANTIPHON_DECLARE_KERNELS(avx2)
-ANTIPHON_DECLARE_KERNELS(avx512)
-ANTIPHON_DECLARE_KERNELS(avx512bf16)
+struct ReadProbeArgs {
+  const uint64_t* data;
+  int64_t size;        // in 8-byte words
+  uint64_t* sums;      // one per thread
+};
+
+struct LinearArgs {
+  DType dtype;
+  const void* x;       // [num_rows, k], rows x_stride apart; num_rows <= kMaxSkinnyRows
+  int64_t x_stride;
+  const void* weight;  // [branches, n, k]
+  const void* bias;    // [branches, n] or null
+  void* out;           // [num_rows, n]
+  int64_t num_rows, split, n, k;
+};
+
+struct RmsNormArgs {
+  DType dtype;
+  const void* x;         // [num_rows, hidden]
+  const void* residual;  // the same, or null for the plain norm
+  const void* weight;    // [branches, hidden]; rows [0, split) use the first
+  void* out;             // [num_rows, hidden]
+  void* sum_out;         // x + residual; may be x or residual itself
+  int64_t num_rows, split, hidden;
+  float eps;
+};
+
+struct SiluMulArgs {
+  DType dtype;
+  const void* x;  // [num_rows, 2 half], gate | up
+  void* out;      // [num_rows, half]
+  int64_t num_rows, half;
+};
+
+struct RopeCacheArgs {
+  DType dtype;
+  const void* qkv;           // [num_rows, (num_heads + 2 num_kv_heads) head_dim]
+  const int64_t* positions;  // [num_rows]
+  const float* cos;          // [max_positions, head_dim / 2]
+  const float* sin;
+  const int64_t* slots;      // [num_rows], into the flattened pages
+  void* k_cache;             // [pages * page_size, num_kv_heads, head_dim]
+  void* v_cache;
+  void* q;                   // [num_rows, num_heads, head_dim]
+  int64_t num_rows, num_heads, num_kv_heads, head_dim;
+};
+
+struct PagedAttentionArgs {
+  DType dtype;
+  const void* q;                // [rows, num_heads, head_dim]
+  const void* k_cache;          // [pages, page_size, num_kv_heads, head_dim]
+  const void* v_cache;
+  const int32_t* block_tables;  // [num_seqs, max_pages]
+  const int32_t* cu_seqlens_q;  // [num_seqs + 1]
+  const int32_t* seq_lens;      // [num_seqs], this step's row included
+  void* out;                    // [rows, num_heads, head_dim]; only rows of one-row sequences are written
+  int64_t num_seqs, max_pages, page_size, num_heads, num_kv_heads, head_dim;
+  float scale;
+};
+
+struct LayerNormModulateArgs {
+  DType dtype;
+  const void* x;      // [num_rows, hidden]
+  const void* shift;  // [num_rows / frames_per_token, hidden], rows shift_stride apart
+  const void* scale;
+  void* out;          // [num_rows, hidden]
+  int64_t shift_stride, scale_stride, num_rows, hidden, frames_per_token;
+  float eps;
+};
+
+struct GateResidualArgs {
+  DType dtype;
+  const void* x;     // [num_rows, hidden]
+  const void* y;
+  const void* gate;  // [num_rows / frames_per_token, hidden], rows gate_stride apart
+  void* out;
+  int64_t gate_stride, num_rows, hidden, frames_per_token;
+};
+
+struct AliasFreeSnakeArgs {
+  DType dtype;
+  const void* x;             // [num_rows, length], num_rows = batch * channels
+  const float* alpha;        // [channels]
+  const float* inv_beta;     // [channels]
+  const float* up_filter;    // [12]
+  const float* down_filter;  // [12]
+  void* out;
+  int64_t num_rows, channels, length;
+};
+
+// name, arguments
+#define ANTIPHON_KERNELS(X)                      \
+  X(read_probe, ReadProbeArgs)                   \
+  X(linear, LinearArgs)                          \
+  X(rms_norm, RmsNormArgs)                       \
+  X(silu_mul, SiluMulArgs)                       \
+  X(rope_cache, RopeCacheArgs)                   \
+  X(paged_attention, PagedAttentionArgs)         \
+  X(layer_norm_modulate, LayerNormModulateArgs)  \
+  X(gate_residual, GateResidualArgs)             \
+  X(alias_free_snake, AliasFreeSnakeArgs)
+
+#define ANTIPHON_DECLARE(name, Args) void name(const Args& args, int index, int count);
+namespace scalar { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
+namespace avx2 { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
+namespace avx512 { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
+namespace avx512bf16 { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
+namespace amx { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
+#undef ANTIPHON_DECLARE
+
+// The kernels of one instruction set.
+#define ANTIPHON_POINTER(name, Args) void (*name)(const Args& args, int index, int count);
+struct Kernels {
+  ANTIPHON_KERNELS(ANTIPHON_POINTER)
+};
+#undef ANTIPHON_POINTER
+
+// Those of active_isa().
+const Kernels& kernels();
 
 }  // namespace antiphon

@@ -122,7 +122,24 @@ Shared& get_shared() {
   return *shared;
 }
 
+// Grows, never shrinks; freed with its thread.
+struct Scratch {
+  std::unique_ptr<char[]> memory;
+  int64_t size = 0;
+};
+thread_local Scratch thread_scratch;
+
 }  // namespace
+
+void* scratch(int64_t bytes) {
+  constexpr int64_t kAlign = 64;
+  if (thread_scratch.size < bytes) {
+    thread_scratch.memory.reset(new char[bytes + kAlign]);
+    thread_scratch.size = bytes;
+  }
+  const auto address = reinterpret_cast<uintptr_t>(thread_scratch.memory.get());
+  return reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign);
+}
 
 int default_num_threads() {
   if (const char* forced = std::getenv("ANTIPHON_CPU_THREADS")) {

@@ -27,11 +27,15 @@ void parallel(const F& f) {
 // Threads of one job wait for each other; for jobs with several phases. `count` = the job's num_threads.
 void job_barrier(int count);
 
+// This thread's scratch memory: at least `bytes`, 64-byte aligned, contents undefined, valid until its next call.
+void* scratch(int64_t bytes);
+
+// Internal linkage: this header is compiled for several instruction sets.
 // Rows [begin, end) of thread `index`: contiguous, multiples of `grain` except the last.
 struct Range {
   int64_t begin, end;
 };
-inline Range partition(int64_t rows, int64_t grain, int index, int count) {
+static inline Range partition(int64_t rows, int64_t grain, int index, int count) {
   const int64_t blocks = (rows + grain - 1) / grain;
   const int64_t begin = blocks * index / count * grain, end = blocks * (index + 1) / count * grain;
   return {begin, end < rows ? end : rows};

@@ -1,0 +1,118 @@
+// bfloat16 skinny linear on AMX tiles; included by linear.cpp where the instruction set has them.
+//
+// A tile of 16 rows of W by 32 columns, straight from its row-major memory, meets the same 32 columns of all rows of x
+// (at most 16), interleaved in pairs: x_pairs[k / 2][t][2]. One accumulator tile [16 rows of W][rows of x] per block
+// runs over all of k, so every output is one sum in the order of k: independent of the number of rows, blocks and
+// threads. Tile products flush denormals to zero.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileK = 32;
+
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0, 1: sums; 2, 3: W; 4: x.
+inline void configure_tiles(int64_t num_rows) {
+  alignas(64) TileConfig config;
+  for (int tile = 0; tile < 5; ++tile) {
+    config.rows[tile] = 16;
+    config.bytes_per_row[tile] = static_cast<uint16_t>(tile == 2 || tile == 3 ? 64 : 4 * num_rows);
+  }
+  _tile_loadconfig(&config);
+}
+
+// x [num_rows, k] → pairs, zero past k; returns the number of tiles along k.
+inline int64_t interleave_pairs(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t k, uint32_t* pairs) {
+  const int64_t tiles = (k + kTileK - 1) / kTileK;
+  for (int64_t t = 0; t < num_rows; ++t) {
+    const bf16* row = x + t * x_stride;
+    for (int64_t i = 0; i < k / 2; ++i) std::memcpy(&pairs[i * num_rows + t], row + 2 * i, 4);
+    for (int64_t i = k / 2; i < tiles * kTileK / 2; ++i)
+      pairs[i * num_rows + t] = 2 * i < k ? static_cast<uint32_t>(row[2 * i].bits) : 0u;
+  }
+  return tiles;
+}
+
+// A tile of W that is not whole (past the last row or the last column): copied, zero outside.
+inline void copy_partial_tile(const bf16* w, int64_t stride, int64_t rows, int64_t columns, bf16* tile) {
+  std::memset(tile, 0, kTileRows * kTileK * sizeof(bf16));
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kTileK, w + r * stride, columns * sizeof(bf16));
+}
+
+inline void prefetch_rows(const bf16* w, int64_t stride) {
+  for (int64_t r = 0; r < kTileRows; ++r) prefetch(w + r * stride);
+}
+
+// Two blocks of 16 whole rows of W.
+inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int64_t num_rows, float (*sums)[256]) {
+  constexpr int64_t kAhead = 4 * kTileK;
+  const int64_t stride = k * 2, whole = k / kTileK, x_stride = 4 * num_rows;
+  const bf16* other = w + kTileRows * k;
+  _tile_zero(0);
+  _tile_zero(1);
+  for (int64_t i = 0; i < whole; ++i) {
+    prefetch_rows(w + i * kTileK + kAhead, k);
+    prefetch_rows(other + i * kTileK + kAhead, k);
+    _tile_loadd(4, pairs + i * kTileK / 2 * num_rows, x_stride);
+    _tile_loadd(2, w + i * kTileK, stride);
+    _tile_dpbf16ps(0, 2, 4);
+    _tile_loadd(3, other + i * kTileK, stride);
+    _tile_dpbf16ps(1, 3, 4);
+  }
+  if (whole * kTileK < k) {
+    alignas(64) bf16 partial[2][kTileRows * kTileK];
+    copy_partial_tile(w + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[0]);
+    copy_partial_tile(other + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[1]);
+    _tile_loadd(4, pairs + whole * kTileK / 2 * num_rows, x_stride);
+    _tile_loadd(2, partial[0], 64);
+    _tile_dpbf16ps(0, 2, 4);
+    _tile_loadd(3, partial[1], 64);
+    _tile_dpbf16ps(1, 3, 4);
+  }
+  _tile_stored(0, sums[0], x_stride);
+  _tile_stored(1, sums[1], x_stride);
+}
+
+// One block of `rows` <= 16 rows of W.
+inline void tile_block(const bf16* w, int64_t rows, int64_t k, const uint32_t* pairs, int64_t num_rows, float* sums) {
+  alignas(64) bf16 partial[kTileRows * kTileK];
+  _tile_zero(0);
+  for (int64_t begin = 0; begin < k; begin += kTileK) {
+    copy_partial_tile(w + begin, k, rows, min64(kTileK, k - begin), partial);
+    _tile_loadd(4, pairs + begin / 2 * num_rows, 4 * num_rows);
+    _tile_loadd(2, partial, 64);
+    _tile_dpbf16ps(0, 2, 4);
+  }
+  _tile_stored(0, sums, 4 * num_rows);
+}
+
+// Rows [begin, end) of one branch's W against x; pairs: scratch of ceil(k / 32) * 64 * num_rows bytes.
+inline void tile_linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* w, int64_t k, const bf16* bias,
+                        bf16* out, int64_t out_stride, int64_t begin, int64_t end, uint32_t* pairs) {
+  interleave_pairs(x, x_stride, num_rows, k, pairs);
+  configure_tiles(num_rows);
+  alignas(64) float sums[2][256];
+  for (int64_t n = begin; n < end;) {
+    const int64_t rows = n + 2 * kTileRows <= end ? 2 * kTileRows : min64(kTileRows, end - n);
+    if (rows == 2 * kTileRows) tile_block_pair(w + n * k, k, pairs, num_rows, sums);
+    else tile_block(w + n * k, rows, k, pairs, num_rows, sums[0]);
+    const float* sum = sums[0];
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t t = 0; t < num_rows; ++t)
+        out[t * out_stride + n + r] = round_bf16(sum[r * num_rows + t + (r / 16) * (256 - 16 * num_rows)] +
+                                                 (bias ? widen(bias[n + r]) : 0.0f));
+    n += rows;
+  }
+  _tile_release();
+}
+
+}  // namespace antiphon::ANTIPHON_ISA

@@ -1,0 +1,85 @@
+"""Native linear: few rows, one or two branches, bit for bit the same row at every batch size and thread count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import antiphon_kernels as ak
+from antiphon_kernels.native import available
+
+if not available:
+    pytest.skip("native module not built", allow_module_level=True)
+
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [
+    (1, 1, 1, 1),  # smallest
+    (1, 7, 31, 1),  # below every block: one vector, one tile, four rows
+    (4, 33, 64, 4),  # one row above two tiles; whole vectors
+    (5, 47, 100, 2),  # both branches; second group of columns; a ragged row end
+    (9, 64, 2100, 0),  # second branch alone; two chunks of columns
+    (16, 31, 97, 16),  # the most rows
+    (16, 130, 257, 7),  # both branches, nothing whole
+]
+
+
+def build(rows: int, n: int, k: int, split: int, dtype: torch.dtype):
+    torch.manual_seed(rows * n + k)
+    branches = 1 if split == rows else 2
+    weight = torch.randn(branches, n, k).to(dtype) / k**0.5
+    return torch.randn(rows, k).to(dtype), weight.to(dtype), torch.randn(branches, n).to(dtype), split
+
+
+def native(*args) -> torch.Tensor:
+    with ak.use_backend("native"):
+        return ak.linear(*args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_agrees_with_reference(shape, dtype, with_bias, isa, poison):
+    x, weight, bias, split = build(*shape, dtype)
+    bias = bias if with_bias else None
+    exact = ak.linear.reference(x.double(), weight.double(), None if bias is None else bias.double(), split)
+    own = (ak.linear.reference(x, weight, bias, split) - exact).abs().max()
+    one_by_one = torch.finfo(torch.float32).eps * x.shape[1] ** 0.5  # the scalar version rounds after every product
+    bound = 2 * own + (torch.finfo(dtype).eps + one_by_one) * exact.abs().max()
+    used = ((native(x, weight, bias, split) - exact).abs().max() / bound).item()
+    print(f"linear {shape} {dtype} {isa}: {100 * used:.0f} % of the error budget")
+    assert used <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_is_the_same_at_every_batch_size_and_thread_count(dtype, isa, with_threads):
+    x, weight, bias, _ = build(16, 75, 300, 16, dtype)
+    alone = torch.cat([with_threads(1, lambda t=t: native(x[t : t + 1], weight, bias, 1)) for t in range(16)])
+    for rows in (2, 3, 4, 5, 8, 11, 16):
+        for threads in (1, 2, 3):
+            out = with_threads(threads, lambda rows=rows: native(x[:rows], weight, bias, rows))
+            assert torch.equal(out, alone[:rows]), (rows, threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_is_the_same_in_either_branch(dtype, isa):
+    x, weight, bias, _ = build(6, 40, 96, 2, dtype)
+    both = native(x, weight, bias, 2)
+    assert torch.equal(both[:2], native(x[:2], weight[:1], bias[:1], 2))
+    assert torch.equal(both[2:], native(x[2:], weight[1:], bias[1:], 4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_unaligned_and_strided_inputs(dtype, isa):
+    x, weight, bias, split = build(5, 47, 100, 2, dtype)
+    expected = native(x, weight, bias, split)
+    shifted = torch.cat((weight.new_zeros(1), weight.flatten()))[1:].view(weight.shape)
+    rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :100]
+    columns_apart = torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0]
+    for other in (rows_apart, columns_apart):
+        assert torch.equal(native(other, shifted, bias, split), expected)
+
+
+def test_many_rows_go_to_pytorch_and_no_rows_are_fine(isa):
+    x, weight, bias, _ = build(40, 20, 30, 40, torch.float32)
+    assert torch.equal(native(x, weight, bias, 40), ak.linear.reference(x, weight, bias, 40))
+    assert native(x[:0], weight, bias, 0).shape == (0, 20)
