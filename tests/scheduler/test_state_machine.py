@@ -90,6 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         state.spans = spans
         if state.prompt_len > min(self.scheduler.memory.capacity(state), 400):
             return
+        type(self).operations += 1
         self.scheduler.add(state)
         self.seeds[name] = 7 * len(self.seeds) + 1
         self.expected[name] = alone(state, self.seeds[name])
@@ -99,32 +100,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(count):
             self._step()
 
-    @rule(data=st.data())
-    def step_with_abort_in_flight(self, data) -> None:
+    @rule(data=st.data(), before_run=st.booleans())
+    def step_with_abort_in_flight(self, data, before_run) -> None:
+        type(self).operations += 1
         plan = self.scheduler.schedule(self.now)
         if plan is None:
             return
-        before_run = data.draw(st.booleans())
         victim = data.draw(st.sampled_from(sorted(self.scheduler.requests)))
         if before_run:
-            running = {s.request_id for s in plan.sequences} | {a.request_id for a in plan.assigned}
-            victim = data.draw(st.sampled_from(sorted(set(self.scheduler.requests) - running) or [None]))
-        if victim is not None and before_run:
             self._abort(victim)
         results = self.model.run(plan)
-        if victim is not None and not before_run:
+        if not before_run:
             self._abort(victim)
         self._commit(plan, results)
 
-    @rule()
-    def failed_step(self) -> None:
-        """The runner gives up before it did anything; slots set up by the lost plan are set up again later."""
+    @rule(data=st.data(), with_abort=st.booleans())
+    def failed_step(self, data, with_abort) -> None:
+        """The runner gives up before it did anything but noting the block tables."""
+        type(self).operations += 1
         plan = self.scheduler.schedule(self.now)
-        if plan is not None:
-            for write in plan.block_writes:
-                self.model.tables[write.group][write.slot, write.index] = write.page
-            self.scheduler.discard(plan)
-            self.model.poison_free_pages()
+        if plan is None:
+            return
+        self.model.note_block_writes(plan)
+        if with_abort:
+            self._abort(data.draw(st.sampled_from(sorted(self.scheduler.requests))))
+        self.scheduler.discard(plan)
+        self.model.poison_free_pages()
 
     @precondition(lambda self: self.scheduler.requests)
     @rule(data=st.data())
@@ -140,11 +141,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.memory.cache.clear()
 
     def _abort(self, name: str) -> None:
+        type(self).operations += 1
         state = self.scheduler.abort(name)
         assert state.phase is Phase.FINISHED and not any(state.pages) and state.slot == -1
         assert self.scheduler.abort(name) is None
 
     def _step(self) -> None:
+        type(self).operations += 1
         plan = self.scheduler.schedule(self.now)
         if plan is None:
             assert not self.scheduler.requests
@@ -152,12 +155,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._commit(plan, self.model.run(plan))
 
     def _commit(self, plan, results) -> None:
+        type(self).operations += 1
         assert plan.sequences and plan.num_rows <= self.scheduler.config.token_budget
         for state in self.scheduler.commit(plan, results):
             self._check_finished(state)
         self.now += 0.01
         self.model.poison_free_pages()
-        type(self).operations += 1
 
     def _check_finished(self, state: RequestState) -> None:
         texts, audios, reason = self.expected[state.request_id]
@@ -168,10 +171,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def books_balance(self) -> None:
-        type(self).operations += 1
         if hasattr(self, "scheduler"):
             self.scheduler.check()
-            for state in self.scheduler.decoding.values():
+            for state in self.scheduler.running:
+                if state.phase is Phase.PREFILLING:
+                    continue
                 if state.output_type == "text":
                     assert not state.pages[2], "a text-only request holds audio pages"
                 elif state.text_ended and not state.keep_text_pages:

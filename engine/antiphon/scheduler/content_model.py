@@ -49,17 +49,26 @@ class ContentModel:
         self.rows_run = [0, 0, 0]
 
     def run(self, plan: StepPlan) -> StepResults:
-        """Execute a plan: slot set-up, block tables, page copies, rows in random order of sequences, sampling."""
+        """Execute a plan: slot set-up, block tables, page copies, rows in random order of sequences, sampling.
+
+        Requests aborted since the plan was made give meaningless pairs.
+        """
         for assignment in plan.assigned:
-            self._assign(*assignment)
-        for group, slot, index, page in self._shuffled(plan.block_writes):
-            self.tables[group][slot, index] = page
+            if assignment.request_id in self.scheduler.requests:
+                self._assign(*assignment)
+        self.note_block_writes(plan)
         for group, source, target in self._shuffled(plan.copies):
             self.caches[group][target] = self.caches[group][source]
         for sequence in self._shuffled(plan.sequences):
-            self._forward(sequence)
+            if sequence.request_id in self.scheduler.requests:
+                self._forward(sequence)
         pairs = [self._sample(sequence) for sequence in plan.sampling]
         return StepResults(*([list(column) for column in zip(*pairs)] or [[], [], [], []]))
+
+    def note_block_writes(self, plan: StepPlan) -> None:
+        """Keep the model's own copy of the block tables current."""
+        for group, slot, index, page in self._shuffled(plan.block_writes):
+            self.tables[group][slot, index] = page
 
     def poison_free_pages(self) -> None:
         """Overwrite every page that nobody holds and nobody remembers."""
@@ -106,6 +115,8 @@ class ContentModel:
         return self.caches[group][sequence.pages(group)].reshape(-1)
 
     def _sample(self, sequence: SequencePlan) -> tuple[int, int, bool, bool]:
+        if sequence.request_id not in self.scheduler.requests:
+            return 0, 0, False, False
         slot = self.slots[sequence.slot]
         assert slot.num_generated == sequence.num_generated
         length = sequence.start + sequence.length

@@ -36,10 +36,10 @@ class NullModel:
 
     def run(self, plan: StepPlan) -> StepResults:
         """The token pairs of the plan's sampling sequences."""
-        sampling = plan.sampling
-        steps = np.array([sequence.num_generated for sequence in sampling], np.uint64)
-        seeds = np.array([self.seed_of(sequence.request_id) & 0xFFFFFFFF for sequence in sampling], np.uint64)
-        finished = np.zeros(len(sampling), bool)
+        steps = plan.num_generated[plan.samples].astype(np.uint64)
+        ids = [request_id for request_id, samples in zip(plan.request_ids, plan.samples.tolist()) if samples]
+        seeds = np.array([self.seed_of(request_id) & 0xFFFFFFFF for request_id in ids], np.uint64)
+        finished = np.zeros(len(steps), bool)
         if self.audio_steps is not None:
             finished = steps + 1 >= self.audio_steps
         return StepResults(

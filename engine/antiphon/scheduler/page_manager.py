@@ -81,27 +81,29 @@ class PageManager:
                 self._extend(state, group, 1)
                 self._write(state, group, needed - 1)
 
-    def computed(self, state: RequestState, length: int) -> None:
-        """``length`` more positions have keys and values: complete pages become shareable."""
-        state.num_computed += length
-        while (state.num_registered + 1) * PAGE_SIZE <= state.num_computed:
+    def register(self, state: RequestState) -> None:
+        """Complete pages become shareable."""
+        num_complete = state.num_computed // PAGE_SIZE
+        while state.num_registered < num_complete:
             self.cache.register(state, state.num_registered)
             state.num_registered += 1
 
     def release_text(self, state: RequestState) -> None:
         """The text branch will never run again for this request. Call before ``state.end_text``."""
+        self.register(state)
         self.cache.register_rows(state, (TEXT,))
         self.pools.text.release_all(state.pages[TEXT])
         state.pages[TEXT].clear()
 
     def release(self, state: RequestState, remember: bool = True) -> None:
-        """Give back every page. Complete pages stay cached; with ``remember`` also the rows of the incomplete one."""
+        """Give back every page; with ``remember`` what was computed since the last ``register`` is cached too."""
         if remember:
+            self.register(state)
             self.cache.register_rows(state, state.groups)
         for pool, pages in zip(self.pools.groups, state.pages, strict=True):
             pool.release_all(pages)
             pages.clear()
-        state.num_computed = state.num_registered = 0
+        state.num_registered = 0
 
     def unpin(self) -> None:
         """The step's page copies are done: their sources may be evicted again."""

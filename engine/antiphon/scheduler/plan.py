@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -86,28 +87,57 @@ class SequencePlan(NamedTuple):
         return self.pages(AUDIO)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepPlan:
-    """One ragged step: decode rows first, then prefill chunks.
+    """One ragged step of S sequences: ``num_decodes`` rows of decoding requests first, then prompt chunks.
 
-    ``block_tables`` are the scheduler's own int32 [max_sequences, max_pages] arrays, one per group, row = slot; they
-    change only in ``schedule``. Order for the runner: ``assigned``, ``copies``, forward, sampling.
+    The same facts in two forms: columns for a runner that works on arrays, ``sequences`` for one that loops.
+
+    Attributes:
+        slots, starts, lengths, num_generated: int64 [S], see :class:`SequencePlan`.
+        run_text, run_audio, samples: bool [S].
+        block_tables: the scheduler's own int32 [max_sequences, max_pages] arrays, one per group, row = slot; they change
+            only in ``schedule``. Entries past a request's pages are stale.
+        assigned, block_writes, copies: to be carried out before the forward pass, in this order.
+        preempted: requests that lost their pages in this step; their slots may be reused at once.
     """
 
     step: int
-    sequences: tuple[SequencePlan, ...]
+    request_ids: tuple[str, ...]
+    slots: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    num_generated: np.ndarray
+    run_text: np.ndarray
+    run_audio: np.ndarray
+    samples: np.ndarray
+    num_decodes: int
+    num_rows: int
     copies: tuple[PageCopy, ...]
     assigned: tuple[SlotAssignment, ...]
     block_writes: tuple[BlockWrite, ...]
     block_tables: tuple[np.ndarray, np.ndarray, np.ndarray]
-    num_rows: int
-    num_decodes: int
     preempted: tuple[str, ...]
 
-    @property
-    def sampling(self) -> list[SequencePlan]:
+    @cached_property
+    def sequences(self) -> tuple[SequencePlan, ...]:
+        """The columns, one object per sequence."""
+        columns = (
+            self.slots,
+            self.starts,
+            self.lengths,
+            self.num_generated,
+            self.run_text,
+            self.run_audio,
+            self.samples,
+        )
+        rows = zip(self.request_ids, *(column.tolist() for column in columns), strict=True)
+        return tuple(SequencePlan(*row, self.block_tables) for row in rows)
+
+    @cached_property
+    def sampling(self) -> tuple[SequencePlan, ...]:
         """The sequences that sample a token pair in this step, in the order in which results are given back."""
-        return [sequence for sequence in self.sequences if sequence.samples]
+        return tuple(sequence for sequence in self.sequences if sequence.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +145,7 @@ class StepResults:
     """Sampled token pairs, one entry per sequence of ``StepPlan.sampling``, after forcing (section 9, steps 3 to 6).
 
     ``text_ended``: the text stream has ended, now or earlier. ``finished``: the stop condition was met by this pair.
-    Lists or NumPy arrays.
+    NumPy arrays or lists.
     """
 
     text_tokens: Sequence[int] | np.ndarray
@@ -123,8 +153,7 @@ class StepResults:
     text_ended: Sequence[bool] | np.ndarray
     finished: Sequence[bool] | np.ndarray
 
-    def rows(self) -> list[tuple[int, int, bool, bool]]:
-        """Python scalars, one (text, audio, text_ended, finished) per sampled sequence."""
-        columns = (self.text_tokens, self.audio_tokens, self.text_ended, self.finished)
-        lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
-        return list(zip(*lists, strict=True))
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """int64, int64, bool, bool arrays [R]."""
+        tokens = (np.asarray(self.text_tokens, np.int64), np.asarray(self.audio_tokens, np.int64))
+        return (*tokens, np.asarray(self.text_ended, bool), np.asarray(self.finished, bool))

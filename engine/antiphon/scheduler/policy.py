@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from .request_state import RequestState
+from .slot_table import SlotTable
 
 
 class StepOrder(NamedTuple):
     """What a policy wants of a step.
 
-    ``decodes``: running requests that take one row each, most important first; the others pause. ``prefills``: admitted
-    and waiting requests in the order in which they get prompt rows. ``prefill_tokens``: at most so many prompt rows.
+    ``decodes``: slots of decoding requests that take one row each, int64, most important first; the others pause.
+    ``prefills``: admitted and waiting requests in the order in which they get prompt rows. ``prefill_tokens``: at most so
+    many prompt rows.
     """
 
-    decodes: Iterable[RequestState]
+    decodes: np.ndarray
     prefills: Iterable[RequestState]
     prefill_tokens: int
 
@@ -29,12 +33,12 @@ class Policy(Protocol):
     def order(
         self,
         now: float,
-        decoding: dict[str, RequestState],
-        prefilling: dict[str, RequestState],
+        table: SlotTable,
+        prefilling: Sequence[RequestState],
         waiting: Sequence[RequestState],
         token_budget: int,
     ) -> StepOrder:
-        """Order of this step. ``waiting`` is sorted by (priority, arrival)."""
+        """Order of this step. ``table`` knows the decoding requests; ``waiting`` is sorted by (priority, arrival)."""
 
     def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:
         """Which of the candidates loses its pages when a group has run out."""
@@ -56,12 +60,12 @@ class FcfsPolicy:
     def order(
         self,
         now: float,
-        decoding: dict[str, RequestState],
-        prefilling: dict[str, RequestState],
+        table: SlotTable,
+        prefilling: Sequence[RequestState],
         waiting: Sequence[RequestState],
         token_budget: int,
     ) -> StepOrder:
-        return StepOrder(decoding.values(), (*prefilling.values(), *waiting), token_budget)
+        return StepOrder(np.flatnonzero(table.decoding), (*prefilling, *waiting), token_budget)
 
     def victim(self, now: float, candidates: Collection[RequestState]) -> RequestState:
         return max(candidates, key=rank)

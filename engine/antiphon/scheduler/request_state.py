@@ -6,12 +6,15 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from .plan import AUDIO, PAGE_SIZE, TEXT, TRUNK
+
+if TYPE_CHECKING:
+    from .slot_table import SlotTable
 
 ROW_ITEMS = 3
 ROW_BYTES = 8 * ROW_ITEMS
@@ -49,10 +52,10 @@ class RequestState:
     """
 
     __slots__ = (
-        "admitted_step", "arrival", "finish_reason", "groups", "keep_text_pages", "max_new_tokens",
-        "num_cached_tokens", "num_computed", "num_preemptions", "num_registered", "num_tokens", "output_type",
-        "page_keys", "pages", "phase", "planned_step", "priority", "prompt_len", "request_id", "root_key",
-        "run_audio", "run_text", "sequence_number", "slot", "tape", "text_ended",
+        "_num_computed", "admitted_step", "arrival", "finish_reason", "groups", "keep_text_pages",
+        "max_new_tokens", "num_cached_tokens", "num_preemptions", "num_registered", "output_type",
+        "page_keys", "pages", "phase", "priority", "prompt_len", "request_id", "root_key", "run_audio",
+        "run_text", "sequence_number", "slot", "synced_len", "table", "tape", "text_ended",
     )  # fmt: skip
 
     def __init__(
@@ -83,7 +86,7 @@ class RequestState:
             raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self.request_id = request_id
         self.output_type = output_type
-        self.prompt_len = self.num_tokens = len(audio_ids)
+        self.prompt_len = self.synced_len = len(audio_ids)
         self.max_new_tokens = max_new_tokens
         self.priority = priority
         self.arrival = arrival
@@ -91,7 +94,8 @@ class RequestState:
         self.tape = _prompt_tape(audio_ids, text_ids, features)
         self.root_key = hashlib.blake2b(cache_salt, digest_size=16).digest()
         self.page_keys: list[bytes] = []
-        self.num_computed = 0
+        self._num_computed = 0
+        self.table: SlotTable | None = None
         self.num_registered = 0
         self.phase = Phase.WAITING
         self.slot = -1
@@ -102,11 +106,25 @@ class RequestState:
         self.run_audio = output_type == "both"
         self.finish_reason: str | None = None
         self.sequence_number = 0
-        self.planned_step = -1
         self.admitted_step = -1
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self._choose_groups()
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the tape."""
+        return self.synced_len if self.table is None else self.table.sync(self)
+
+    @property
+    def num_computed(self) -> int:
+        """Positions with keys and values: all but the newest one while decoding."""
+        return self._num_computed if self.table is None else self.num_tokens - 1
+
+    @num_computed.setter
+    def num_computed(self, value: int) -> None:
+        assert self.table is None, "while a request decodes, its table counts"
+        self._num_computed = value
 
     @property
     def num_generated(self) -> int:
@@ -130,15 +148,17 @@ class RequestState:
 
     def rows(self, start: int, length: int) -> np.ndarray:
         """A copy of tape rows, int64 [length, 3]: audio id, text id, feature key (0: none)."""
+        assert start + length <= self.num_tokens
         flat = self.tape[ROW_ITEMS * start : ROW_ITEMS * (start + length)]
         return (
             np.frombuffer(flat, dtype=np.int64).reshape(-1, ROW_ITEMS) if flat else np.empty((0, ROW_ITEMS), np.int64)
         )
 
-    def append(self, audio_id: int, text_id: int) -> None:
-        """A sampled pair becomes the input of the next position."""
-        self.tape.extend((audio_id, text_id, 0))
-        self.num_tokens += 1
+    def extend(self, pairs: np.ndarray) -> None:
+        """Sampled (audio id, text id) pairs, int64 [n, 2], become the inputs of the next positions."""
+        for audio_id, text_id in pairs.tolist():
+            self.tape.extend((audio_id, text_id, 0))
+        self.synced_len += len(pairs)
 
     def end_text(self) -> None:
         """The text stream has ended; without ``keep_text_pages`` the text branch of ``both`` never runs again."""

@@ -12,12 +12,15 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import ConfigError, InputError, PromptTooLongError
 from .kv_pool import KVPools
 from .page_manager import PageManager
-from .plan import PAGE_SIZE, PageCopy, SequencePlan, SlotAssignment, StepPlan, StepResults
+from .plan import PageCopy, SlotAssignment, StepPlan, StepResults
 from .policy import FcfsPolicy, Policy
 from .request_state import Phase, RequestState
+from .slot_table import SlotTable
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,29 @@ class Scheduler:
         self.config = config
         self.policy = policy if policy is not None else FcfsPolicy()
         self.memory = PageManager(pools, config.max_sequences, config.max_positions, config.prefix_caching)
+        self.table = SlotTable(config.max_sequences)
         self.requests: dict[str, RequestState] = {}
-        self.decoding: dict[str, RequestState] = {}
         self.prefilling: dict[str, RequestState] = {}
         self.waiting: list[tuple[int, float, int, RequestState]] = []
         self.num_preemptions = 0
-        self._free_slots = list(range(config.max_sequences - 1, -1, -1))
         self._num_added = 0
         self._step = 0
         self._in_flight: StepPlan | None = None
-        self._planned: dict[str, SequencePlan] = {}
+        self._decodes = np.empty(0, np.int64)
+        self._chunks: dict[str, tuple[RequestState, int]] = {}
         self._copies: list[PageCopy] = []
         self._assigned: dict[str, SlotAssignment] = {}
-        self._preempted: set[str] = set()
+        self._preempted: dict[str, None] = {}
 
     @property
     def num_running(self) -> int:
         """Requests that hold a slot."""
-        return len(self.decoding) + len(self.prefilling)
+        return self.config.max_sequences - len(self.table.free)
 
     @property
-    def has_work(self) -> bool:
-        """Whether ``schedule`` would plan anything."""
-        return bool(self.requests)
+    def running(self) -> list[RequestState]:
+        """Requests that hold a slot."""
+        return [state for state in self.table.states if state is not None]
 
     def add(self, state: RequestState) -> RequestState:
         """Queue a request.
@@ -112,11 +115,12 @@ class Scheduler:
         self._step += 1
         self._preempted.clear()
         waiting = [entry[-1] for entry in self.waiting[: self.policy.waiting_window]]
-        order = self.policy.order(now, self.decoding, self.prefilling, waiting, self.config.token_budget)
+        order = self.policy.order(now, self.table, list(self.prefilling.values()), waiting, self.config.token_budget)
         self._plan_decodes(now, order.decodes)
-        num_decodes = len(self._planned)
-        self._plan_prefills(now, order.prefills, min(order.prefill_tokens, self.config.token_budget - num_decodes))
-        if not self._planned:
+        self._plan_prefills(
+            now, order.prefills, min(order.prefill_tokens, self.config.token_budget - len(self._decodes))
+        )
+        if not len(self._decodes) and not self._chunks:
             self._plan_without_policy(now)
         self._in_flight = self._build_plan()
         return self._in_flight
@@ -127,18 +131,21 @@ class Scheduler:
         Results of requests aborted meanwhile are ignored.
         """
         self._close(plan)
-        rows = iter(results.rows())
-        finished = []
-        for sequence in plan.sequences:
-            result = next(rows) if sequence.samples else None
-            state = self.requests.get(sequence.request_id)
-            if state is None or state.planned_step != plan.step:
-                continue
-            self.memory.computed(state, sequence.length)
-            if result is not None and self._take_pair(state, *result):
-                finished.append(state)
-        assert next(rows, None) is None, "more results than sampling sequences"
-        return finished
+        for state, length in self._planned_prefills(plan):
+            state.num_computed += length
+            self.memory.register(state)
+            if state.num_computed == state.num_tokens:
+                del self.prefilling[state.request_id]
+                state.phase = Phase.DECODING
+                self.table.start_decoding(state)
+        slots = plan.slots[plan.samples]
+        columns = results.columns()
+        if len(columns[0]) != len(slots):
+            raise ValueError(f"{len(columns[0])} results for {len(slots)} sampling sequences")
+        alive = self.table.decoding[slots]
+        if not alive.all():
+            slots, columns = slots[alive], tuple(column[alive] for column in columns)
+        return self._take_pairs(slots, *columns)
 
     def discard(self, plan: StepPlan) -> None:
         """The plan failed and was not run (or not completely): its requests stay as they were before it."""
@@ -146,76 +153,76 @@ class Scheduler:
         for assignment in plan.assigned:
             state = self.requests.get(assignment.request_id)
             if state is not None and state.admitted_step == plan.step:
-                self._preempt(state)
+                self._preempt(state, remember=False)
 
     def check(self) -> None:
         """AssertionError unless the books balance: pages, slots, queues, block tables. O(pages); for tests and idle time."""
-        running = [*self.decoding.values(), *self.prefilling.values()]
+        running, table = self.running, self.table
         self.memory.check(running)
-        slots = [state.slot for state in running]
-        assert sorted(slots + self._free_slots) == list(range(self.config.max_sequences)), "a slot is lost or shared"
+        assert sorted([s.slot for s in running] + table.free) == list(range(self.config.max_sequences)), (
+            "a slot is lost"
+        )
+        assert all(table.states[state.slot] is state for state in running)
         queued = [entry[-1] for entry in self.waiting]
         assert {s.request_id for s in running + queued} == set(self.requests), "a request is in no queue"
         assert len(running) + len(queued) == len(self.requests), "a request is in two queues"
         assert all(s.slot < 0 and not any(s.pages) and s.phase is Phase.WAITING for s in queued)
-        assert all(s.phase is Phase.DECODING for s in self.decoding.values())
-        assert all(s.phase is Phase.PREFILLING for s in self.prefilling.values())
+        for state in running:
+            assert (state.phase is Phase.PREFILLING) == (state.request_id in self.prefilling)
+            assert (state.phase is Phase.DECODING) == table.decoding[state.slot] == (state.table is table)
+        assert table.decoding.sum() + len(self.prefilling) == len(running)
 
     # -- planning ------------------------------------------------------------------------------------------------
 
-    def _plan_decodes(self, now: float, states: Iterable[RequestState]) -> None:
-        budget = self.config.token_budget
-        for state in list(states):
-            if len(self._planned) >= budget:
-                return
-            if state.phase is Phase.DECODING and state.planned_step != self._step and self._make_room(now, state):
-                self._plan(state, 1)
+    def _plan_decodes(self, now: float, slots: np.ndarray) -> None:
+        """Every slot that opens a page gets it, in the policy's order; whoever is preempted on the way drops out."""
+        num_preemptions = self.num_preemptions
+        for slot in self.table.at_page_start(slots).tolist():
+            if self.table.decoding[slot]:
+                self._turn_page(now, self.table.states[slot])
+        self._decodes = slots if num_preemptions == self.num_preemptions else slots[self.table.decoding[slots]]
 
-    def _make_room(self, now: float, state: RequestState) -> bool:
-        """Take the page for the next position, preempting others if need be; False if ``state`` itself had to go."""
-        if state.num_computed % PAGE_SIZE:
-            return True
+    def _turn_page(self, now: float, state: RequestState) -> None:
+        """Register the page that is complete and take the next one, preempting others, or ``state`` itself, if need be."""
+        self.memory.register(state)
         while (group := self.memory.lacking_group(state)) is not None:
-            holders = [s for s in (*self.decoding.values(), *self.prefilling.values()) if s.pages[group]]
-            victim = self.policy.victim(now, holders)
+            victim = self.policy.victim(now, [s for s in self.running if s.pages[group]])
             self._preempt(victim)
             if victim is state:
-                return False
+                return
         self.memory.grow(state)
-        return True
 
     def _plan_prefills(self, now: float, states: Iterable[RequestState], budget: int) -> None:
         """Chunks of prompts in the policy's order; the first request that cannot be admitted holds up those behind it."""
         blocked = False
-        for state in list(states):
+        for state in states:
             if budget <= 0:
                 return
             if state.phase is Phase.WAITING and state.request_id not in self._preempted:
                 blocked = blocked or not self._admit(now, state)
-            if state.phase is Phase.PREFILLING and state.planned_step != self._step:
+            if state.phase is Phase.PREFILLING:
                 length = min(state.num_tokens - state.num_computed, budget)
-                self._plan(state, length)
+                self._chunks[state.request_id] = (state, length)
                 budget -= length
 
     def _admit(self, now: float, state: RequestState) -> bool:
         """Give a waiting request a slot and its pages; running requests of lower priority make way for it."""
         while not self._try_admit(state):
-            running = (*self.decoding.values(), *self.prefilling.values())
-            lower = [s for s in running if s.priority > state.priority and s.admitted_step != self._step]
+            lower = [s for s in self.running if s.priority > state.priority and s.admitted_step != self._step]
             if not lower or not self.memory.could_admit(state, lower):
                 return False
             self._preempt(self.policy.victim(now, lower))
         return True
 
     def _try_admit(self, state: RequestState) -> bool:
-        if not self._free_slots:
+        if not self.table.free:
             return False
-        state.slot = self._free_slots[-1]
-        copies = self.memory.admit(state, headroom=self.num_running)
+        headroom = self.num_running
+        self.table.take(state)
+        copies = self.memory.admit(state, headroom)
         if copies is None:
-            state.slot = -1
+            self.table.give_back(state)
             return False
-        self._free_slots.pop()
         self._dequeue(state)
         state.phase = Phase.PREFILLING
         state.admitted_step = self._step
@@ -226,41 +233,41 @@ class Scheduler:
 
     def _plan_without_policy(self, now: float) -> None:
         """A policy that let everything wait: run what is running, or admit the first in the queue."""
-        self._plan_decodes(now, self.decoding.values())
+        self._plan_decodes(now, np.flatnonzero(self.table.decoding))
         queue = [*self.prefilling.values(), *(entry[-1] for entry in self.waiting[:1])]
-        self._plan_prefills(now, queue, self.config.token_budget - len(self._planned))
-        assert self._planned, "requests are waiting, nothing runs, and nothing can be admitted"
-
-    def _plan(self, state: RequestState, length: int) -> None:
-        start = state.num_computed
-        state.planned_step = self._step
-        self._planned[state.request_id] = SequencePlan(
-            state.request_id,
-            state.slot,
-            start,
-            length,
-            state.num_tokens - state.prompt_len,
-            state.run_text,
-            state.run_audio,
-            start + length == state.num_tokens,
-            self.memory.tables,
-        )
+        self._plan_prefills(now, queue, self.config.token_budget - len(self._decodes))
+        assert len(self._decodes) or self._chunks, "requests wait, nothing runs, and nothing can be admitted"
 
     def _build_plan(self) -> StepPlan:
-        sequences = tuple(self._planned.values())
-        num_prefills = sum(1 for s in sequences if s.request_id in self.prefilling)
+        table = self.table
+        decodes = self._decodes[table.decoding[self._decodes]]
+        chunks = self._chunks.values()
+        starts, prompt_len = table.num_tokens[decodes] - 1, table.prompt_len[decodes]
+        text, audio, samples = table.run_text[decodes], table.run_audio[decodes], np.ones(len(decodes), bool)
+        columns = [decodes, starts, np.ones_like(starts), starts + 1 - prompt_len, text, audio, samples]
+        if chunks:
+            rows = zip(*(_chunk_row(state, length) for state, length in chunks))
+            columns = [np.concatenate([column, np.array(row, column.dtype)]) for column, row in zip(columns, rows)]
+        slots, starts, lengths, num_generated, run_text, run_audio, samples = columns
         plan = StepPlan(
             step=self._step,
-            sequences=sequences,
+            request_ids=tuple([table.states[slot].request_id for slot in slots.tolist()]),
+            slots=slots,
+            starts=starts,
+            lengths=lengths,
+            num_generated=num_generated,
+            run_text=run_text,
+            run_audio=run_audio,
+            samples=samples,
+            num_decodes=len(decodes),
+            num_rows=len(decodes) + sum(length for _, length in chunks),
             copies=tuple(self._copies),
             assigned=tuple(self._assigned.values()),
             block_writes=self.memory.take_writes(),
             block_tables=self.memory.tables,
-            num_rows=sum(sequence.length for sequence in sequences),
-            num_decodes=len(sequences) - num_prefills,
             preempted=tuple(self._preempted),
         )
-        self._planned.clear()
+        self._chunks.clear()
         self._copies.clear()
         self._assigned.clear()
         return plan
@@ -272,20 +279,29 @@ class Scheduler:
         self._in_flight = None
         self.memory.unpin()
 
-    def _take_pair(self, state: RequestState, text: int, audio: int, text_ended: bool, finished: bool) -> bool:
-        state.append(audio, text)
-        if state.phase is Phase.PREFILLING:
-            del self.prefilling[state.request_id]
-            self.decoding[state.request_id] = state
-            state.phase = Phase.DECODING
-        if finished or state.num_tokens - state.prompt_len >= state.max_new_tokens:
-            self._finish(state, "stop" if finished else "length")
-            return True
-        if text_ended and not state.text_ended:
-            if not state.keep_text_pages and state.output_type == "both":
-                self.memory.release_text(state)
-            state.end_text()
-        return False
+    def _planned_prefills(self, plan: StepPlan) -> list[tuple[RequestState, int]]:
+        """The plan's prompt chunks whose requests still exist."""
+        rows = zip(plan.request_ids[plan.num_decodes :], plan.lengths[plan.num_decodes :].tolist())
+        return [(self.prefilling[name], length) for name, length in rows if name in self.prefilling]
+
+    def _take_pairs(
+        self, slots: np.ndarray, text: np.ndarray, audio: np.ndarray, text_ended: np.ndarray, finished: np.ndarray
+    ) -> list[RequestState]:
+        table = self.table
+        table.append(slots, text, audio)
+        for slot in slots[text_ended & ~finished & ~table.text_ended[slots]].tolist():
+            self._end_text(table.states[slot])
+        done = finished | (table.num_tokens[slots] >= table.max_tokens[slots])
+        states = [table.states[slot] for slot in slots[done].tolist()]
+        for state, stopped in zip(states, finished[done].tolist()):
+            self._finish(state, "stop" if stopped else "length")
+        return states
+
+    def _end_text(self, state: RequestState) -> None:
+        if state.output_type == "both" and not state.keep_text_pages:
+            self.memory.release_text(state)
+        state.end_text()
+        self.table.copy_flags(state)
 
     def _finish(self, state: RequestState, reason: str) -> None:
         self._leave(state)
@@ -294,24 +310,24 @@ class Scheduler:
         state.finish_reason = reason
         self.policy.forget(state.request_id)
 
-    def _preempt(self, state: RequestState) -> None:
-        self._leave(state)
+    def _preempt(self, state: RequestState, remember: bool = True) -> None:
+        self._leave(state, remember)
         state.num_preemptions += 1
         self.num_preemptions += 1
-        self._preempted.add(state.request_id)
+        self._preempted[state.request_id] = None
         self._enqueue(state)
 
-    def _leave(self, state: RequestState) -> None:
+    def _leave(self, state: RequestState, remember: bool = True) -> None:
         """Take a request out of its queue and free its pages and slot, whatever its phase."""
-        self._planned.pop(state.request_id, None)
         if state.phase is Phase.WAITING:
             self._dequeue(state)
             return
-        del (self.decoding if state.phase is Phase.DECODING else self.prefilling)[state.request_id]
+        self._chunks.pop(state.request_id, None)
+        self.prefilling.pop(state.request_id, None)
         copies_pending = self._in_flight is not None and state.admitted_step == self._in_flight.step
-        self.memory.release(state, remember=not copies_pending)
-        self._free_slots.append(state.slot)
-        state.slot = -1
+        self.memory.release(state, remember and not copies_pending)
+        self.table.give_back(state)
+        state.num_computed = 0
 
     def _enqueue(self, state: RequestState) -> None:
         state.phase = Phase.WAITING
@@ -321,3 +337,10 @@ class Scheduler:
         index = bisect_left(self.waiting, (state.priority, state.arrival, state.sequence_number))
         assert self.waiting[index][-1] is state
         del self.waiting[index]
+
+
+def _chunk_row(state: RequestState, length: int) -> tuple[int, int, int, int, bool, bool, bool]:
+    """The plan columns of a prompt chunk."""
+    start, total = state.num_computed, state.num_tokens
+    samples = start + length == total
+    return state.slot, start, length, total - state.prompt_len, state.run_text, state.run_audio, samples

@@ -1,0 +1,97 @@
+"""Running requests as arrays over slots, so that a decode step costs a few array operations instead of a loop.
+
+A decoding request is touched by Python once per page (16 tokens), when it ends, and when its text ends; everything in
+between happens here for all slots at once. Sampled pairs go into a ring per slot and move to the request's tape when
+somebody looks (:meth:`sync`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .plan import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from .request_state import RequestState
+
+RING = 2 * PAGE_SIZE
+
+
+class SlotTable:
+    """All arrays have one entry per slot.
+
+    ``decoding``: the slot's request decodes; the other arrays mean something only then. ``num_tokens``: length of its
+    tape, of which all but the last position are computed. ``ring``: [slots, RING, 2] audio and text ids, position p at
+    p % RING; ``states[slot].synced_len`` .. ``num_tokens`` are not on the tape yet, never more than RING.
+    """
+
+    def __init__(self, num_slots: int):
+        self.states: list[RequestState | None] = [None] * num_slots
+        self.free = list(range(num_slots - 1, -1, -1))
+        self.decoding = np.zeros(num_slots, bool)
+        self.num_tokens = np.zeros(num_slots, np.int64)
+        self.prompt_len = np.zeros(num_slots, np.int64)
+        self.max_tokens = np.zeros(num_slots, np.int64)
+        self.run_text = np.zeros(num_slots, bool)
+        self.run_audio = np.zeros(num_slots, bool)
+        self.text_ended = np.zeros(num_slots, bool)
+        self.ring = np.zeros((num_slots, RING, 2), np.int64)
+
+    def take(self, state: RequestState) -> None:
+        """Give a free slot to a request."""
+        state.slot = self.free.pop()
+        self.states[state.slot] = state
+
+    def give_back(self, state: RequestState) -> None:
+        """Bring the request's tape up to date and free its slot."""
+        self.stop_decoding(state)
+        self.states[state.slot] = None
+        self.free.append(state.slot)
+        state.slot = -1
+
+    def start_decoding(self, state: RequestState) -> None:
+        """Every position of the tape is computed; from now on ``append`` extends it."""
+        slot = state.slot
+        self.num_tokens[slot] = state.num_tokens
+        self.prompt_len[slot] = state.prompt_len
+        self.max_tokens[slot] = state.prompt_len + state.max_new_tokens
+        self.decoding[slot] = True
+        self.copy_flags(state)
+        state.table = self
+
+    def stop_decoding(self, state: RequestState) -> None:
+        """The request itself is current again."""
+        if state.table is not None:
+            self.sync(state)
+            state.table = None
+            self.decoding[state.slot] = False
+
+    def copy_flags(self, state: RequestState) -> None:
+        """The request's branches have changed."""
+        slot = state.slot
+        self.run_text[slot] = state.run_text
+        self.run_audio[slot] = state.run_audio
+        self.text_ended[slot] = state.text_ended
+
+    def append(self, slots: np.ndarray, text: np.ndarray, audio: np.ndarray) -> None:
+        """One sampled pair for each of ``slots`` (distinct, decoding)."""
+        position = self.num_tokens[slots]
+        index = position % RING
+        self.ring[slots, index, 0] = audio
+        self.ring[slots, index, 1] = text
+        self.num_tokens[slots] = position + 1
+
+    def sync(self, state: RequestState) -> int:
+        """Move new pairs to the tape of a decoding request; returns the tape's length."""
+        num_tokens = int(self.num_tokens[state.slot])
+        if num_tokens > state.synced_len:
+            positions = np.arange(state.synced_len, num_tokens) % RING
+            assert len(positions) <= RING, "pairs were overwritten before they reached the tape"
+            state.extend(self.ring[state.slot, positions])
+        return num_tokens
+
+    def at_page_start(self, slots: np.ndarray) -> np.ndarray:
+        """Those of ``slots`` whose next row opens a page."""
+        return slots[(self.num_tokens[slots] - 1) % PAGE_SIZE == 0]
