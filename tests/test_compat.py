@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -84,3 +85,70 @@ def test_wrong_calls(tmp_path, capsys):
     assert compat.main([]) == 2
     assert compat.main([str(tmp_path / "none.py")]) == 2
     assert "no such script" in capsys.readouterr().err
+
+
+OFFICIAL = """
+from kimia_infer.api.kimia import KimiAudio
+import os
+import soundfile as sf
+import argparse
+import torch
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model_path", type=str, default="moonshotai/Kimi-Audio-7B-Instruct")
+    args = parser.parse_args()
+
+    model = KimiAudio(model_path=args.model_path, load_detokenizer=True)
+
+    sampling_params = {
+        "audio_temperature": 0.8,
+        "audio_top_k": 10,
+        "text_temperature": 0.0,
+        "text_top_k": 5,
+        "audio_repetition_penalty": 1.0,
+        "audio_repetition_window_size": 64,
+        "text_repetition_penalty": 1.0,
+        "text_repetition_window_size": 16,
+    }
+
+    messages = [
+        {"role": "user", "message_type": "text", "content": "Please transcribe the audio."},
+        {"role": "user", "message_type": "audio", "content": "asr_example.wav"},
+    ]
+    wav, text = model.generate(messages, **sampling_params, output_type="text")
+    print(">>> output text: ", text)
+
+    output_dir = "output"
+    os.makedirs(output_dir, exist_ok=True)
+    torch.manual_seed(0)
+    messages = [{"role": "user", "message_type": "audio", "content": "qa_example.wav"}]
+    wav, text = model.generate(messages, **sampling_params, output_type="both")
+    sf.write(os.path.join(output_dir, "output.wav"), wav.detach().cpu().view(-1).numpy(), 24000)
+    print(">>> output text: ", text)
+
+    messages = [
+        {"role": "user", "message_type": "audio", "content": "qa_example.wav"},
+        {"role": "assistant", "message_type": "audio-text", "content": ["output/output.wav", text]},
+        {"role": "user", "message_type": "audio", "content": "asr_example.wav"},
+    ]
+    wav, text = model.generate(messages, **sampling_params, output_type="both")
+    sf.write(os.path.join(output_dir, "second.wav"), wav.detach().cpu().view(-1).numpy(), 24000)
+    print(">>> output text: ", text)
+"""
+
+
+def test_the_official_example_on_the_demo_model(tmp_path, monkeypatch, capsys):
+    """The official ``infer.py`` with our recordings' names: transcription, spoken answer, second turn."""
+    soundfile = pytest.importorskip("soundfile")
+    examples = Path(__file__).resolve().parents[1] / "examples"
+    for name, source in (("asr_example.wav", "p045.wav"), ("qa_example.wav", "p029.wav")):
+        (tmp_path / name).symlink_to(examples / "questions" / source)
+    (tmp_path / "infer.py").write_text(OFFICIAL)
+    monkeypatch.chdir(tmp_path)
+    assert compat.main(["infer.py", "--model_path", str(examples / "demo_model")]) == 0
+    texts = [line.removeprefix(">>> output text: ").strip() for line in capsys.readouterr().out.splitlines()]
+    assert texts == ["what color is the sky", "one plus six is seven", "the sky is blue"]
+    for name in ("output.wav", "second.wav"):
+        samples, rate = soundfile.read(tmp_path / "output" / name)
+        assert rate == 24_000 and len(samples) % 1920 == 0 and 0.02 < samples.std() < 0.5

@@ -70,6 +70,26 @@ def fake(monkeypatch) -> type[FakeModel]:
     return model
 
 
+@pytest.fixture(scope="session")
+def loaded_models() -> dict:
+    """Models that :func:`keep_models` has loaded, by their arguments."""
+    return {}
+
+
+@pytest.fixture
+def keep_models(monkeypatch, loaded_models):
+    """Commands load each model once in all tests that use this; a failure to load is not kept."""
+    from antiphon.api import KimiAudio
+
+    def load(*args, **kwargs):
+        key = (args, tuple(sorted(kwargs.items())))
+        if key not in loaded_models:
+            loaded_models[key] = KimiAudio(*args, **kwargs)
+        return loaded_models[key]
+
+    monkeypatch.setattr(antiphon, "KimiAudio", load, raising=False)
+
+
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """0.5 s of a tone, 16 kHz mono."""

@@ -22,7 +22,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_transcribe(run):
+def test_transcribe(keep_models, run):
     result = run("transcribe", "--model", MODEL, QUESTIONS / "p019.wav", QUESTIONS / "p045.wav")
     assert result.code == 0
     texts = [line.split(": ")[1] for line in result.out.splitlines()]
@@ -62,7 +62,7 @@ def test_sampled_tokens_are_the_same_in_every_process(run, tmp_path):
         assert len(a["audio_stream"]) <= 30
 
 
-def test_conversation_with_history(run, tmp_path):
+def test_conversation_with_history(keep_models, run, tmp_path):
     history, out = tmp_path / "h.json", tmp_path / "a.wav"
     first = run("chat", "--model", MODEL, "--audio", QUESTIONS / "p045.wav", "--history", history)
     second = run("chat", "--model", MODEL, "--audio", QUESTIONS / "p029.wav", "--history", history, "--out", out)
@@ -77,7 +77,7 @@ def test_inspect(run):
 
 
 @pytest.mark.slow
-def test_eval_of_the_example_questions(run):
+def test_eval_of_the_example_questions(keep_models, run):
     result = run("eval", "--model", MODEL, "--manifest", QUESTIONS / "manifest.jsonl", "--speech", "--json")
     assert result.code == 0
     summary = json.loads(result.out.splitlines()[-1])

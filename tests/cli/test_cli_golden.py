@@ -45,7 +45,7 @@ def noise_file(golden: Path, num_tokens: int, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_speech_conversations(run, tiny, golden, recorded, tmp_path, within_budget, name):
+def test_speech_conversations(keep_models, run, tiny, golden, recorded, tmp_path, within_budget, name):
     expected, arrays = recorded[0][name], recorded[1]
     messages = messages_file(golden, name, tmp_path)
     noise = noise_file(golden, expected["audio_tokens"], tmp_path)
@@ -66,7 +66,7 @@ def test_speech_conversations(run, tiny, golden, recorded, tmp_path, within_budg
         within_budget(f"{name} wav", np.abs(trace["wav"] - arrays[f"{name}.wav"]).max(), 2e-4)
 
 
-def test_text_conversation(run, tiny, golden, tmp_path, within_budget):
+def test_text_conversation(keep_models, run, tiny, golden, tmp_path, within_budget):
     out = tmp_path / "trace.npz"
     messages = messages_file(golden, "audio_only", tmp_path)
     result = run(
@@ -92,7 +92,7 @@ def test_text_conversation(run, tiny, golden, tmp_path, within_budget):
         within_budget("whisper features", np.abs(difference).max(), 1e-3)
 
 
-def test_official_sampling_flags_reach_the_sampler(run, tiny, golden, tmp_path):
+def test_official_sampling_flags_reach_the_sampler(keep_models, run, tiny, golden, tmp_path):
     out = tmp_path / "trace.npz"
     result = run(
         "trace", "--model", tiny, "--messages", messages_file(golden, "multi_turn_text", tmp_path), "--output-type", "both",
@@ -106,7 +106,7 @@ def test_official_sampling_flags_reach_the_sampler(run, tiny, golden, tmp_path):
         np.testing.assert_array_equal(trace["audio_tokens"], greedy["run25.final_audio"])
 
 
-def test_noise_that_does_not_fit_is_refused(run, tiny, golden, tmp_path):
+def test_noise_that_does_not_fit_is_refused(keep_models, run, tiny, golden, tmp_path):
     np.savez(tmp_path / "noise.npz", noise_0=np.zeros((5, 80), np.float32))
     out = tmp_path / "trace.npz"
     result = run(

@@ -64,7 +64,7 @@ AUDIO = {
 
 @pytest.mark.parametrize("case", AUDIO)
 @pytest.mark.parametrize("command", ["transcribe", "chat"])
-def test_recordings(run, tmp_path, command, case):
+def test_recordings(keep_models, run, tmp_path, command, case):
     make, expected = AUDIO[case]
     path = tmp_path / "a.wav"
     make(path)
@@ -74,7 +74,7 @@ def test_recordings(run, tmp_path, command, case):
     assert not out.exists()
 
 
-def test_spoken_words_passed_as_a_recording(run):
+def test_spoken_words_passed_as_a_recording(keep_models, run):
     refused(run("transcribe", "--model", MODEL, "what is one plus two"), "looks like text")
 
 
@@ -98,7 +98,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("case", MESSAGES)
-def test_messages(run, tmp_path, case):
+def test_messages(keep_models, run, tmp_path, case):
     messages, expected = MESSAGES[case]
     (tmp_path / "m.json").write_text(json.dumps(messages))
     out = tmp_path / "t.npz"
@@ -106,7 +106,7 @@ def test_messages(run, tmp_path, case):
     assert not out.exists()
 
 
-def test_a_prompt_that_is_too_long_says_both_lengths(run):
+def test_a_prompt_that_is_too_long_says_both_lengths(keep_models, run):
     limit = json.loads((MODEL / "config.json").read_text())["max_position_embeddings"]
     refused(run("chat", "--model", MODEL, "--text", "one two three " * 3000), str(limit), "the prompt has ")
 
@@ -123,7 +123,7 @@ def test_a_prompt_that_is_too_long_says_both_lengths(run):
         ("--text-temperature", "nan"),
     ],
 )
-def test_sampling_arguments(run, option, value):
+def test_sampling_arguments(keep_models, run, option, value):
     refused(run("chat", "--model", MODEL, "--text", "hi", f"{option}={value}"), option[2:].replace("-", "_"))
 
 
