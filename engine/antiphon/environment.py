@@ -1,6 +1,7 @@
 """Every environment variable that the engine reads, typed, with its default and its reason.
 
-``ANTIPHON_BACKEND`` belongs to the kernels (``antiphon_kernels.operator``): which implementation of the operators runs.
+The kernels read their own: ``ANTIPHON_BACKEND`` (``antiphon_kernels.operator``: which implementation of the operators runs),
+``ANTIPHON_CPU_ISA`` and ``ANTIPHON_CPU_THREADS`` (``antiphon_kernels.native``). The build reads ``ANTIPHON_NATIVE`` (setup.py).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 
 HUB_MODEL = "moonshotai/Kimi-Audio-7B-Instruct"
-"""The released checkpoint; fetched through ``huggingface_hub`` on first use, about 40 GB."""
+"""The released checkpoint; fetched through ``huggingface_hub`` on first use."""
 
 
 def default_model() -> str:
