@@ -107,6 +107,27 @@ def test_tokenizer_is_copied_if_it_fits(tiny, tmp_path):
         write_checkpoint(nano(), tmp_path / "model", tokenizer_from=tiny)
 
 
+def test_heads_are_loud_for_their_own_ids_only(nano_folder):
+    config = checkpoint.load_model_config(nano_folder)
+    weights = checkpoint.load_llm(config, torch.float32)
+    num_base, offset = config.llm.special.msg_end - 2, config.llm.audio_token_offset
+    text, audio = weights["lm_head"].norm(dim=1), weights["audio_head"].norm(dim=1)
+    assert text[:num_base].min() > 0.5 and text[num_base:].max() < 0.2
+    assert audio[offset:].min() > 0.5 and audio[:offset].max() < 0.2
+
+
+def test_pieces_of_a_large_tensor_are_scaled_as_one(monkeypatch):
+    from antiphon.checkpoint import random_weights
+
+    rule = random_weights.Normal(0.0, 1.0, signs=True, quiet=(250, 420))
+    monkeypatch.setattr(random_weights, "CHUNK", 100)
+    pieces = list(random_weights.values(0, "part", "key", (5, 100), torch.float32, rule))
+    assert [len(piece) for piece in pieces] == [100] * 5
+    magnitudes = torch.cat(pieces).abs()
+    assert torch.allclose(magnitudes[250:420], torch.tensor(0.1))
+    assert magnitudes[:250].eq(1).all() and magnitudes[420:].eq(1).all()
+
+
 def test_anti_alias_taps_are_the_golden_ones(golden):
     np.testing.assert_allclose(anti_alias_taps(), np.load(golden / "constants.npz")["aa_filter12"], atol=1e-7)
 

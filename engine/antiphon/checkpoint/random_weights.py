@@ -12,15 +12,22 @@ import torch
 from ..config import ModelConfig
 
 CHUNK = 1 << 22
+QUIET = 0.1
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Mean and standard deviation of a tensor's entries."""
+    """Mean and standard deviation of a tensor's entries.
+
+    With ``signs`` they are mean ± std, so that rows have equal norms; entries [start, stop) of ``quiet``, counted in
+    the flat tensor, are a tenth of that.
+    """
 
     mean: float
     std: float
+    signs: bool = False
+    quiet: tuple[int, int] = (0, 0)
 
 
 Rule = Callable[[str, Shape], Normal]
@@ -29,16 +36,27 @@ Rule = Callable[[str, Shape], Normal]
 def values(seed: int, part: str, key: str, shape: Shape, dtype: torch.dtype, rule: Normal) -> Iterator[torch.Tensor]:
     """The tensor ``key`` flat, in pieces of at most ``CHUNK`` entries, so that a large one never exists as float32."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{part}/{key}".encode()))
-    remaining = math.prod(shape)
-    while remaining > 0:
-        piece = torch.randn(min(CHUNK, remaining), generator=generator)
-        remaining -= piece.numel()
-        yield piece.mul_(rule.std).add_(rule.mean).to(dtype)
+    total = math.prod(shape)
+    for begin in range(0, total, CHUNK):
+        piece = torch.randn(min(CHUNK, total - begin), generator=generator)
+        (piece.sign_() if rule.signs else piece).mul_(rule.std).add_(rule.mean)
+        start, stop = (max(edge - begin, 0) for edge in rule.quiet)
+        piece[start:stop] *= QUIET
+        yield piece.to(dtype)
 
 
 def llm_rule(config: ModelConfig) -> Rule:
-    """Unit-variance embeddings and projections; what adds to the residual stream is scaled down by its depth."""
-    residual = 1 / math.sqrt(2 * config.llm.num_layers)
+    """Unit-variance embeddings and projections; what adds to the residual stream is scaled down by its depth.
+
+    Each head is loud for its own ids only, so text stays text, audio stays audio, and neither stream ends by chance:
+    a run is as long as its limit.
+    """
+    c = config.llm
+    residual = 1 / math.sqrt(2 * c.num_layers)
+    quiet = {
+        "lm_head.weight": ((c.special.msg_end - 2) * c.hidden_size, c.vocab_size * c.hidden_size),
+        "mimo_output.weight": (0, c.audio_token_offset * c.hidden_size),
+    }
 
     def rule(key: str, shape: Shape) -> Normal:
         if "norm" in key or key == "model.vq_adaptor.layers.4.weight":
@@ -47,13 +65,17 @@ def llm_rule(config: ModelConfig) -> Rule:
             return Normal(0.0, 0.02)
         if "embed_tokens" in key:
             return Normal(0.0, math.sqrt(0.5))
-        return Normal(0.0, _fan_in(shape) * (residual if "o_proj" in key or "down_proj" in key else 1.0))
+        gain = residual if "o_proj" in key or "down_proj" in key else 1.0
+        return Normal(0.0, gain * _fan_in(shape), quiet=quiet.get(key, (0, 0)))
 
     return rule
 
 
 def encoder_rule(num_layers: int) -> Rule:
-    """As :func:`llm_rule`, for a Whisper-shaped encoder and its codebook."""
+    """As :func:`llm_rule`, for a Whisper-shaped encoder and its codebook.
+
+    Strong first convolution, strong positions and codes of one norm: otherwise nearly every frame gets the same code.
+    """
     residual = 1 / math.sqrt(2 * num_layers)
 
     def rule(key: str, shape: Shape) -> Normal:
@@ -62,9 +84,11 @@ def encoder_rule(num_layers: int) -> Rule:
         if key.endswith("bias"):
             return Normal(0.0, 0.02)
         if "embed_positions" in key:
-            return Normal(0.0, 0.3)
-        if "codebook" in key or "ema" in key:
             return Normal(0.0, 1.0)
+        if "codebook" in key or "ema" in key:
+            return Normal(0.0, 1.0, signs=True)
+        if "conv1" in key:
+            return Normal(0.0, 3 * _fan_in(shape))
         return Normal(0.0, _fan_in(shape) * (residual if "out_proj" in key or "fc2" in key else 1.0))
 
     return rule
