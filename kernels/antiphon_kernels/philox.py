@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import torch
 
+from .triton_support import jit, tl
+
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
@@ -40,3 +42,26 @@ def gumbel(ids: torch.Tensor, steps: torch.Tensor, seeds: torch.Tensor, stream: 
     word = philox(counter, ((seeds & _MASK) + zero, ((seeds >> 32) & _MASK) + zero))[0]
     uniform = ((word >> 9).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
+
+
+@jit
+def philox_word_triton(ids, step, seed, stream):
+    """First word of :func:`philox` for counter (id, step, stream, 0) and key seed: ids int32 [n] ≥ 0, the others int64 scalars."""
+    zero = (ids * 0).to(tl.uint32)
+    c0, c1 = ids.to(tl.uint32), zero + (step.to(tl.int64) & 0xFFFFFFFF).to(tl.uint32)
+    c2, c3 = zero + stream.to(tl.uint32), zero
+    k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    for _ in tl.static_range(10):
+        h0, l0 = tl.umulhi(c0, zero + 0xD2511F53), c0 * 0xD2511F53
+        h1, l1 = tl.umulhi(c2, zero + 0xCD9E8D57), c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0
+
+
+@jit
+def gumbel_triton(ids, step, seed, stream):
+    """:func:`gumbel` of ids int32 [n]: the same word and uniform to the bit, float32."""
+    word = philox_word_triton(ids, step, seed, stream)
+    uniform = ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    return -tl.log(-tl.log(uniform))

@@ -17,7 +17,8 @@ from __future__ import annotations
 import torch
 
 from .operator import Operator
-from .philox import gumbel
+from .philox import gumbel, gumbel_triton
+from .triton_support import available, cdiv, check, jit, launch, next_power_of_2, row_contiguous, supported_dtype, tl
 
 GREEDY_TEMPERATURE = 1e-6
 
@@ -76,6 +77,237 @@ def reference(
     return out
 
 
+CHUNK = 4096
+"""Logits of one program of the first launch."""
+FEW = 64
+"""Up to this top-k every chunk hands on its own best; above it, one program per row searches all logits."""
+_SPARE_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
+"""Low bits that every value of the dtype has zero once it is widened to float32: the search leaves them out."""
+
+
+@jit
+def sort_key(x, LOW: tl.constexpr):
+    """uint32 in the order of the float32 values x, both zeros equal, without the LOW low bits."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
+    return tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000) >> LOW
+
+
+@jit
+def load_scores(logits, ids, inside, first, SPAN: tl.constexpr, history, length, reach, penalty):
+    """Logits [first, first + SPAN) in float32 after the penalty of the last ``reach`` ids; -inf where not inside."""
+    x = tl.load(logits + ids, inside, float("-inf"))
+    if (penalty > 1.0) & (length > reach):
+        recent = ids < 0
+        for i in range(length - reach, length):
+            token = tl.load(history + i)
+            if (token >= first) & (token < first + SPAN):
+                recent = recent | (ids == token)
+        wide = x.to(tl.float32)
+        changed = tl.where(wide < 0, wide * penalty, tl.div_rn(wide, penalty)).to(x.dtype)
+        x = tl.where(recent, changed, x)
+    return x.to(tl.float32)
+
+
+@jit
+def best_of(scores, ids):
+    """Largest score and, among its ids, the lowest."""
+    best = tl.max(scores, 0)
+    return best, tl.min(tl.where(scores == best, ids, 0x7FFFFFFF), 0)
+
+
+@jit
+def keep_largest(keys, k, BITS: tl.constexpr):
+    """Mask of the k largest keys, first ones on ties: their threshold is built bit by bit, nothing is sorted."""
+    threshold = tl.max(keys, 0) * 0
+    for i in range(0, BITS):
+        candidate = threshold | (tl.full((), 1, tl.uint32) << (BITS - 1 - i))
+        threshold = tl.where(tl.sum((keys >= candidate).to(tl.int32), 0) >= k, candidate, threshold)
+    above = keys > threshold
+    level = (keys == threshold).to(tl.int32)
+    room = k - tl.sum(above.to(tl.int32), 0)
+    return above | ((level > 0) & (tl.cumsum(level, 0) <= room))
+
+
+@jit(varying=("stream",))
+def chunk_kernel(
+    logits,
+    history,
+    history_len,
+    slots,
+    temperature,
+    top_k,
+    penalty,
+    window,
+    seeds,
+    values,
+    indices,
+    logits_stride,
+    history_stride,
+    parameter_stride,
+    stream,
+    vocabulary: tl.constexpr,
+    num_chunks: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FEW: tl.constexpr,
+    LOW: tl.constexpr,
+    GREEDY: tl.constexpr,
+):
+    """One program: CHUNK logits of one row → its best (greedy, or no top-k) or its k best, ids ascending, k ≤ FEW."""
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot = tl.load(slots + row)
+    k = tl.load(top_k + slot * parameter_stride)
+    heat = tl.load(temperature + slot * parameter_stride)
+    unlimited = (k <= 0) | (k >= vocabulary)
+    if (heat > GREEDY) & (unlimited == 0) & (k > FEW):
+        return
+    first = chunk * CHUNK
+    ids = first + tl.arange(0, CHUNK)
+    inside = ids < vocabulary
+    step = tl.load(history_len + slot)
+    scores = load_scores(
+        logits + row * logits_stride, ids, inside, first, CHUNK, history + slot * history_stride, step,
+        tl.load(window + slot * parameter_stride), tl.load(penalty + slot * parameter_stride),
+    )  # fmt: skip
+    part = (row * num_chunks + chunk) * FEW
+    if (heat <= GREEDY) | unlimited:
+        if heat > GREEDY:
+            scores = tl.div_rn(scores, heat) + gumbel_triton(ids, step, tl.load(seeds + slot), stream)
+        best, index = best_of(scores, ids)
+        tl.store(values + part, best)
+        tl.store(indices + part, index)
+    else:
+        count = tl.minimum(k, tl.minimum(vocabulary - first, CHUNK)).to(tl.int32)
+        keys = tl.where(inside, sort_key(scores, LOW), 0)
+        kept = keep_largest(keys, count, 32 - LOW)
+        place = part + tl.cumsum(kept.to(tl.int32), 0) - 1
+        tl.store(values + place, scores, kept)
+        tl.store(indices + place, ids, kept)
+        rest = tl.arange(0, FEW)
+        tl.store(values + part + rest, float("-inf"), rest >= count)
+        tl.store(indices + part + rest, 0x7FFFFFFF, rest >= count)
+
+
+@jit(varying=("stream",))
+def draw_kernel(
+    logits,
+    history,
+    history_len,
+    slots,
+    temperature,
+    top_k,
+    penalty,
+    window,
+    seeds,
+    values,
+    indices,
+    out,
+    logits_stride,
+    history_stride,
+    parameter_stride,
+    stream,
+    vocabulary: tl.constexpr,
+    num_chunks: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FEW: tl.constexpr,
+    LOW: tl.constexpr,
+    GREEDY: tl.constexpr,
+):
+    """One program: one row, from what :func:`chunk_kernel` handed on, or, for a top-k above FEW, from all its logits."""
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row)
+    k = tl.load(top_k + slot * parameter_stride)
+    heat = tl.load(temperature + slot * parameter_stride)
+    step, seed = tl.load(history_len + slot), tl.load(seeds + slot)
+    part = row * num_chunks * FEW
+    if (heat <= GREEDY) | (k <= 0) | (k >= vocabulary):
+        chunk = tl.arange(0, CHUNKS)
+        scores = tl.load(values + part + chunk * FEW, chunk < num_chunks, float("-inf"))
+        best, index = best_of(scores, tl.load(indices + part + chunk * FEW, chunk < num_chunks, 0x7FFFFFFF))
+        tl.store(out + row, index.to(tl.int64))
+    elif k <= FEW:
+        place = tl.arange(0, CHUNKS * FEW)
+        held = place < num_chunks * FEW
+        scores = tl.load(values + part + place, held, float("-inf"))
+        ids = tl.load(indices + part + place, held, 0x7FFFFFFF)
+        kept = keep_largest(tl.where(held, sort_key(scores, LOW), 0), k.to(tl.int32), 32 - LOW)
+        noisy = tl.div_rn(scores, heat) + gumbel_triton(ids, step, seed, stream)
+        best, index = best_of(tl.where(kept, noisy, float("-inf")), tl.where(kept, ids, 0x7FFFFFFF))
+        tl.store(out + row, index.to(tl.int64))
+    else:
+        reach = tl.load(window + slot * parameter_stride)
+        strength = tl.load(penalty + slot * parameter_stride)
+        source, past = logits + row * logits_stride, history + slot * history_stride
+        lanes = tl.arange(0, CHUNK)
+        threshold = tl.full((), 0, tl.uint32)
+        above = tl.full((), 0, tl.int32)
+        for i in range(0, 32 - LOW):
+            candidate = threshold | (tl.full((), 1, tl.uint32) << (31 - LOW - i))
+            count = tl.full((), 0, tl.int32)
+            for first in range(0, vocabulary, CHUNK):
+                inside = first + lanes < vocabulary
+                scores = load_scores(source, first + lanes, inside, first, CHUNK, past, step, reach, strength)
+                count += tl.sum((inside & (sort_key(scores, LOW) >= candidate)).to(tl.int32), 0)
+            threshold = tl.where(count >= k, candidate, threshold)
+            above = tl.where(count >= k, above, count)
+        room = k.to(tl.int32) - above
+        best = tl.full((), float("-inf"), tl.float32)
+        index = tl.full((), 0x7FFFFFFF, tl.int32)
+        for first in range(0, vocabulary, CHUNK):
+            ids = first + lanes
+            inside = ids < vocabulary
+            scores = load_scores(source, ids, inside, first, CHUNK, past, step, reach, strength)
+            keys = tl.where(inside, sort_key(scores, LOW), 0)
+            level = (inside & (keys == threshold)).to(tl.int32)
+            kept = (keys > threshold) | ((level > 0) & (tl.cumsum(level, 0) <= room))
+            room -= tl.sum(level, 0)
+            noisy = tl.div_rn(scores, heat) + gumbel_triton(ids, step, seed, stream)
+            new, place = best_of(tl.where(kept, noisy, float("-inf")), ids)
+            index = tl.where(new > best, place, index)
+            best = tl.maximum(new, best)
+        tl.store(out + row, index.to(tl.int64))
+
+
+def sample_tokens_triton(
+    logits: torch.Tensor,
+    history: torch.Tensor,
+    history_len: torch.Tensor,
+    slots: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    penalty: torch.Tensor,
+    window: torch.Tensor,
+    seeds: torch.Tensor,
+    stream: int,
+) -> torch.Tensor:
+    """Two launches: [R, V / CHUNK] programs, then R. The four sampling parameters may be strided, all alike."""
+    parameters = (temperature, top_k, penalty, window)
+    check(len({p.stride(0) for p in parameters}) == 1, "temperature, top_k, penalty, window: one stride")
+    check(history_len.is_contiguous() and seeds.is_contiguous(), "history_len, seeds: contiguous")
+    check(history.stride(1) == 1, "history: contiguous rows")
+    logits, slots = row_contiguous(logits), slots.contiguous()
+    num_rows, vocabulary = logits.shape
+    num_chunks = cdiv(vocabulary, CHUNK)
+    values = torch.empty(num_rows * num_chunks * FEW, dtype=torch.float32, device=logits.device)
+    indices = torch.empty(num_rows * num_chunks * FEW, dtype=torch.int32, device=logits.device)
+    out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    inputs = (logits, history, history_len, slots, *parameters, seeds, values, indices)
+    strides = (logits.stride(0), history.stride(0), temperature.stride(0), stream)
+    fixed = {
+        "vocabulary": vocabulary, "num_chunks": num_chunks, "CHUNK": CHUNK, "FEW": FEW,
+        "LOW": _SPARE_BITS[logits.dtype], "GREEDY": GREEDY_TEMPERATURE,
+    }  # fmt: skip
+    launch(chunk_kernel, (num_rows, num_chunks), *inputs, *strides, num_warps=8, **fixed)
+    launch(draw_kernel, (num_rows,), *inputs, out, *strides, num_warps=16, **fixed, CHUNKS=next_power_of_2(num_chunks))
+    return out
+
+
+def sample_tokens_supported(logits, history, history_len, slots, temperature, top_k, penalty, window, seeds, stream) -> bool:
+    """Float logits, and what the launcher checks."""
+    strides = {p.stride(0) for p in (temperature, top_k, penalty, window)}
+    return available and supported_dtype(logits) and len(strides) == 1 and history.stride(1) == 1 and seeds.is_contiguous()
+
+
 def fake(logits, history, history_len, slots, temperature, top_k, penalty, window, seeds, stream):
     return torch.empty_like(slots)
 
@@ -87,3 +319,4 @@ sample_tokens = Operator(
     reference=reference,
     fake=fake,
 )
+sample_tokens.backend("triton", devices=("cuda",), supports=sample_tokens_supported)(sample_tokens_triton)

@@ -106,10 +106,11 @@ def describe(
     fn = getattr(kernel, "fn", kernel)
     names = list(inspect.signature(fn).parameters)
     values = dict(zip(names, args)) | constants
-    if list(values) != names:
+    if set(values) != set(names) or len(args) + len(constants) != len(names):
         raise TypeError(f"{fn.__name__}: expected the parameters {names}, got {list(values)}")
     signature, fixed, aligned = {}, {}, []
-    for name, value in values.items():
+    for name in names:
+        value = values[name]
         kind = "constexpr" if name in constants else _type_of(value, name in fn.varying)
         signature[name] = kind
         if kind == "constexpr":
