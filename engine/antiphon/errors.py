@@ -29,5 +29,9 @@ class EngineError(AntiphonError, RuntimeError):
     """The engine failed while it worked on an accepted request."""
 
 
+class EngineDeadError(EngineError):
+    """The engine's process ended while it held the request, or is being restarted; the request may be sent again."""
+
+
 class OverloadedError(AntiphonError):
     """The engine takes no more requests at the moment; nothing was accepted."""
