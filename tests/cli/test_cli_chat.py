@@ -104,3 +104,10 @@ def test_interrupt_is_130_and_keeps_a_playable_file(run, fake, recording, tmp_pa
     assert result.code == 130
     with wave.open(str(out)) as file:
         assert file.getnframes() == 4800
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk_is_one_line_and_exit_code_2(run, fake, recording):
+    result = run("chat", "--audio", recording, "--out", "/dev/full")
+    assert result.code == 2 and result.out == "one two\n"
+    assert result.err.splitlines() == ["antiphon: error: /dev/full: cannot be written: No space left on device"]

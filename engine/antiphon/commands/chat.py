@@ -124,11 +124,11 @@ def _follow(deltas: Iterator[Delta], wav: WavWriter | None, start: float, *, ech
         status.clear()
         if wav:
             wav.close()
+        if echo:
+            print(flush=True)
     answer.elapsed = time.perf_counter() - start
-    if echo:
-        print(flush=True)
-        if wav:
-            _say_what_was_written(answer, wav)
+    if echo and wav:
+        _say_what_was_written(answer, wav)
     return answer
 
 

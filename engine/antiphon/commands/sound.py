@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import wave
 from pathlib import Path
 
@@ -30,11 +31,15 @@ class WavWriter:
         return self.num_samples / self.sample_rate
 
     def write(self, pcm: np.ndarray) -> None:
-        """Append float samples [n]; values outside [-1, 1] are clipped."""
-        if self._file is None:
-            self._file = self._open()
-        self._file.writeframes(pcm16(pcm))
-        self._file._file.flush()
+        """Append float samples [n]; values outside [-1, 1] are clipped. InputError when the file cannot take them."""
+        try:
+            if self._file is None:
+                self._file = self._open()
+            self._file.writeframes(pcm16(pcm))
+            self._file._file.flush()
+        except OSError as error:
+            self._abandon()
+            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
         self.num_samples += len(pcm)
 
     def close(self) -> None:
@@ -43,14 +48,18 @@ class WavWriter:
             self._file.close()
 
     def _open(self) -> wave.Wave_write:
-        try:
-            file = wave.open(str(self.path), "wb")  # noqa: SIM115 - open as long as the writer
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+        file = wave.open(str(self.path), "wb")  # noqa: SIM115 - open as long as the writer
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(self.sample_rate)
         return file
+
+    def _abandon(self) -> None:
+        """Let go of a file that cannot be written; closing it would fail in the same way."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def pcm16(samples: np.ndarray) -> bytes:
