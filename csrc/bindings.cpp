@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "decode_step.h"
 #include "isa.h"
 #include "kernels.h"
 
@@ -86,6 +87,47 @@ void alias_free_snake(int dtype, Address x, Address alpha, Address inv_beta, Add
                             at<float>(up_filter), at<float>(down_filter), at(out), num_rows, channels, length});
 }
 
+using Addresses = std::vector<Address>;  // of a layer's or a model's tensors, in the order of the struct's members
+
+LayerWeights layer_weights(int64_t branches, const Addresses& a) {
+  return {branches, at(a.at(0)), at(a.at(1)), at(a.at(2)), at(a.at(3)), at(a.at(4)), at(a.at(5)), at(a.at(6)),
+          at(a.at(7)), at(a.at(8))};
+}
+
+std::vector<LayerWeights> all_layers(const std::vector<std::pair<int64_t, Addresses>>& layers) {
+  std::vector<LayerWeights> out;
+  for (const auto& [branches, addresses] : layers) out.push_back(layer_weights(branches, addresses));
+  return out;
+}
+
+// sizes: hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size, vocabulary, num_text_layers,
+// num_audio_layers; model: embed, final_norm, lm_head, audio_head, cos, sin.
+std::unique_ptr<DecodeStep> decode_step(int dtype, const std::vector<int64_t>& sizes, float eps,
+                                        const Addresses& model,
+                                        const std::vector<std::pair<int64_t, Addresses>>& trunk,
+                                        const std::vector<std::pair<int64_t, Addresses>>& upper) {
+  return std::make_unique<DecodeStep>(
+      ModelWeights{static_cast<DType>(dtype), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4),
+                   sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8), eps, at(model.at(0)), at(model.at(1)),
+                   at(model.at(2)), at(model.at(3)), at<float>(model.at(4)), at<float>(model.at(5)),
+                   all_layers(trunk), all_layers(upper)});
+}
+
+// layout: num_rows, max_pages, addresses of positions, slots, block_tables, seq_lens.
+DecodeLayout decode_layout(const std::vector<int64_t>& v) {
+  return {v.at(0), v.at(1), at<int64_t>(v.at(2)), at<int64_t>(v.at(3)), at<int32_t>(v.at(4)), at<int32_t>(v.at(5))};
+}
+
+void run_decode_step(DecodeStep& step, Address audio_ids, Address text_ids, const std::vector<int64_t>& trunk,
+                     const std::vector<int64_t>& upper, Address upper_rows, int64_t split, Address head_rows,
+                     int64_t num_head_rows, int64_t head_split, Address text_logits, Address audio_logits) {
+  const DecodeInput input{at<int64_t>(audio_ids), at<int64_t>(text_ids), decode_layout(trunk), decode_layout(upper),
+                          at<int64_t>(upper_rows), split, at<int64_t>(head_rows), num_head_rows, head_split,
+                          at(text_logits), at(audio_logits)};
+  py::gil_scoped_release release;
+  step.run(input);
+}
+
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
   for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
@@ -110,4 +152,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("layer_norm_modulate", &layer_norm_modulate);
   m.def("gate_residual", &gate_residual);
   m.def("alias_free_snake", &alias_free_snake);
+  py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
 }

@@ -104,6 +104,24 @@ struct AliasFreeSnakeArgs {
   int64_t num_rows, channels, length;
 };
 
+struct DualEmbedArgs {
+  DType dtype;
+  const int64_t* audio_ids;  // [num_rows]
+  const int64_t* text_ids;
+  const void* table;         // [vocabulary, hidden]
+  void* out;                 // [num_rows, hidden]
+  int64_t num_rows, hidden;
+};
+
+struct GatherAddArgs {
+  DType dtype;
+  const void* x;         // [.., hidden]
+  const void* residual;  // the same or null (plain gather)
+  const int64_t* rows;   // [num_rows], or null for rows 0, 1, ...
+  void* out;             // [num_rows, hidden]
+  int64_t num_rows, hidden;
+};
+
 // name, arguments
 #define ANTIPHON_KERNELS(X)                      \
   X(read_probe, ReadProbeArgs)                   \
@@ -114,7 +132,9 @@ struct AliasFreeSnakeArgs {
   X(paged_attention, PagedAttentionArgs)         \
   X(layer_norm_modulate, LayerNormModulateArgs)  \
   X(gate_residual, GateResidualArgs)             \
-  X(alias_free_snake, AliasFreeSnakeArgs)
+  X(alias_free_snake, AliasFreeSnakeArgs)        \
+  X(dual_embed, DualEmbedArgs)                   \
+  X(gather_add, GatherAddArgs)
 
 #define ANTIPHON_DECLARE(name, Args) void name(const Args& args, int index, int count);
 namespace scalar { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }

@@ -1,0 +1,64 @@
+// One decode step of the dual-head model over a batch, as a single job: weights and buffers are bound once, then each
+// step is one call. It runs the same kernels in the same order as the operators do, so its results are theirs, bit
+// for bit. Reference behaviour, section 8.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace antiphon {
+
+// A layer in branch form; `branches` is 1 or 2 for every weight of it.
+struct LayerWeights {
+  int64_t branches;
+  const void *input_norm, *qkv_weight, *qkv_bias, *o_weight, *post_norm, *gate_up, *down;
+  void *k_cache, *v_cache;  // pages of this layer
+};
+
+struct ModelWeights {
+  DType dtype;
+  int64_t hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size, vocabulary;
+  int64_t num_text_layers, num_audio_layers;  // layers of `upper` that each branch has
+  float eps;
+  const void *embed, *final_norm, *lm_head, *audio_head;  // final_norm [2, hidden]
+  const float *cos, *sin;
+  std::vector<LayerWeights> trunk, upper;
+};
+
+// Rows of one attention launch, one per sequence.
+struct DecodeLayout {
+  int64_t num_rows, max_pages;
+  const int64_t *positions, *slots;
+  const int32_t *block_tables, *seq_lens;
+};
+
+struct DecodeInput {
+  const int64_t *audio_ids, *text_ids;  // [trunk.num_rows]
+  DecodeLayout trunk, upper;
+  const int64_t* upper_rows;            // [upper.num_rows], rows of the trunk; text first, `split` of them
+  int64_t split;
+  const int64_t* head_rows;             // [num_head_rows], rows of the upper part; text first, `head_split` of them
+  int64_t num_head_rows, head_split;
+  void *text_logits, *audio_logits;     // [head_split, vocabulary], [num_head_rows - head_split, vocabulary]
+};
+
+class DecodeStep {
+ public:
+  explicit DecodeStep(ModelWeights weights);
+  // At most kMaxSkinnyRows rows in the trunk and in each branch.
+  void run(const DecodeInput& input);
+
+ private:
+  struct Thread;
+  char* buffer(int64_t elements_per_row, int64_t rows);
+
+  const ModelWeights m_;
+  std::vector<std::unique_ptr<char[]>> memory_;
+  std::vector<int32_t> starts_;  // 0, 1, 2, ...: cu_seqlens of one-row sequences
+  char *x_, *residual_, *y_, *state_, *qkv_, *q_, *attended_, *gate_up_, *activated_;
+};
+
+}  // namespace antiphon

@@ -1,0 +1,153 @@
+"""The native decode step against the operators it is made of: the same logits and the same pages, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import antiphon_kernels as ak
+from antiphon.config import LlmConfig, SpecialTokens
+from antiphon.models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
+from antiphon_kernels.native import available
+
+if not available:
+    pytest.skip("native module not built", allow_module_level=True)
+
+from antiphon_kernels.native.decode_step import DecodeStep, available_for
+
+CONFIG = LlmConfig(
+    vocab_size=301,
+    hidden_size=96,
+    intermediate_size=80,
+    num_layers=5,
+    num_audio_layers=2,
+    num_trunk_layers=2,  # leaves three text layers: two paired, one alone
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=24,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    adaptor_input_dim=8,
+    audio_token_offset=200,
+    audio_delay=6,
+    max_positions=128,
+    special=SpecialTokens.from_num_base(100),
+)
+PAGES = 40
+
+
+def layer(c: LlmConfig, prefix: str, branches: int, random) -> dict[str, torch.Tensor]:
+    h, i = c.hidden_size, c.intermediate_size
+    shapes = {
+        "input_norm": (h,),
+        "qkv_weight": (c.qkv_size, h),
+        "qkv_bias": (c.qkv_size,),
+        "o_weight": (h, h),
+        "post_norm": (h,),
+        "gate_up": (2 * i, h),
+        "down": (h, i),
+    }
+    return {f"{prefix}.{name}": random(branches, *shape) for name, shape in shapes.items()}
+
+
+def build_model(c: LlmConfig, dtype: torch.dtype) -> DualQwen:
+    torch.manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape) / shape[-1] ** 0.5).to(dtype)
+
+    v, h = c.vocab_size, c.hidden_size
+    weights = {
+        "embed": random(v, h) * 3,
+        "final_norm": random(2, h),
+        "lm_head": random(v, h),
+        "audio_head": random(v, h),
+    }
+    for i in range(c.num_trunk_layers):
+        weights |= layer(c, f"trunk.{i}", 1, random)
+    for j in range(max(c.num_text_layers, c.num_audio_layers)):
+        weights |= layer(c, f"upper.{j}", 2 if j < min(c.num_text_layers, c.num_audio_layers) else 1, random)
+    return DualQwen(c, weights)
+
+
+def pages(c: LlmConfig, dtype: torch.dtype) -> KVPages:
+    upper = max(c.num_text_layers, c.num_audio_layers)
+    shape = (2, PAGES, 16, c.num_kv_heads, c.head_dim)
+    torch.manual_seed(6)
+    return KVPages(torch.randn(c.num_trunk_layers, *shape).to(dtype), torch.randn(upper, *shape).to(dtype))
+
+
+def attention(lengths: list[int], first_page: int) -> AttentionLayout:
+    tables = torch.tensor(
+        [[first_page + 2 * s, first_page + 2 * s + 1] for s in range(len(lengths))], dtype=torch.int32
+    )
+    positions = torch.tensor(lengths, dtype=torch.int64) - 1
+    slots = tables.view(-1, 2)[torch.arange(len(lengths)), positions // 16] * 16 + positions % 16
+    return AttentionLayout(
+        positions,
+        slots.long(),
+        tables.view(-1, 2),
+        torch.arange(len(lengths) + 1, dtype=torch.int32),
+        torch.tensor(lengths, dtype=torch.int32),
+        min(1, len(lengths)),
+    )
+
+
+def step_layout(text: list[int], audio: list[int], silent: tuple[int, ...] = ()) -> StepLayout:
+    """Sequences 0, 1, ... of lengths 5, 6, ...; those whose index is in ``silent`` want no logits."""
+    count = max([*text, *audio]) + 1
+    lengths = [5 + 3 * s for s in range(count)]
+    chosen = [*text, *audio]
+    heads = [i for i, s in enumerate(chosen) if s not in silent]
+    return StepLayout(
+        trunk=attention(lengths, 0),
+        upper=attention([lengths[s] for s in chosen], 0),
+        upper_rows=torch.tensor(chosen, dtype=torch.int64),
+        split=len(text),
+        num_text_sequences=len(text),
+        head_rows=torch.tensor(heads, dtype=torch.int64),
+        head_split=sum(i < len(text) for i in heads),
+    )
+
+
+LAYOUTS = {
+    "one": step_layout([0], [0]),
+    "text only": step_layout([0, 1], []),
+    "audio only": step_layout([], [0, 1, 2]),
+    "mixed": step_layout([0, 2, 4], [1, 2], silent=(2,)),
+    "delay": step_layout([0, 1], [0, 1], silent=()),
+}
+
+
+@pytest.mark.parametrize("longer", ["text", "audio", "equal"])
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equals_the_operators(name, longer, dtype, isa, with_threads):
+    change = {"text": {}, "audio": {"num_layers": 3, "num_audio_layers": 3}, "equal": {"num_layers": 4}}[longer]
+    config, layout = replace(CONFIG, **change), LAYOUTS[name]
+    model, ours, theirs = build_model(config, dtype), pages(config, dtype), pages(config, dtype)
+    count = layout.trunk.positions.shape[0]
+    audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
+    with ak.use_backend("native"):
+        x = model.embed(audio_ids, text_ids, None, torch.full((count,), -1))
+        expected = model.logits(model.hidden(x, layout, theirs), layout)
+    assert available_for(model, ours.trunk, ours.upper)
+    step = DecodeStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
+    assert step.fits(layout)
+    for threads in (1, 2, 3):
+        got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+
+
+def test_refuses_what_it_cannot_run():
+    model, kv = build_model(CONFIG, torch.float32), pages(CONFIG, torch.float32)
+    step = DecodeStep(model, kv.trunk, kv.upper, 3, 2)
+    layout = LAYOUTS["one"]
+    assert not step.fits(replace(layout, trunk=replace(layout.trunk, max_seqlen_q=2)))
+    assert not step.fits(replace(layout, trunk=replace(layout.trunk, positions=torch.zeros(17, dtype=torch.int64))))
+    with ak.use_backend("reference"):
+        assert not step.fits(layout)
+    assert not available_for(model, kv.trunk.half(), kv.upper)
