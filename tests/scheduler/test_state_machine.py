@@ -13,7 +13,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from antiphon.scheduler import FeatureSpan, KVPools, Phase, RequestState, Scheduler, SchedulerConfig
+from antiphon.scheduler import (
+    DeadlinePolicy,
+    FcfsPolicy,
+    FeatureSpan,
+    KVPools,
+    Phase,
+    RequestState,
+    Scheduler,
+    SchedulerConfig,
+)
 from antiphon.scheduler.content_model import ContentModel, alone
 
 RUNS = int(os.environ.get("ANTIPHON_TEST_STATE_MACHINE_RUNS", "100"))
@@ -45,10 +54,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequences=st.integers(1, 6),
         extra_budget=st.integers(0, 60),
         caching=st.booleans() | st.just(True),
+        policy=st.sampled_from([FcfsPolicy, DeadlinePolicy]),
     )
-    def build(self, trunk: int, text: int, audio: int, sequences: int, extra_budget: int, caching: bool) -> None:
+    def build(
+        self, trunk: int, text: int, audio: int, sequences: int, extra_budget: int, caching: bool, policy
+    ) -> None:
         config = SchedulerConfig(sequences + extra_budget, sequences, 400, caching)
-        self.scheduler = Scheduler(config, KVPools(trunk, text, audio))
+        self.scheduler = Scheduler(config, KVPools(trunk, text, audio), policy())
         self.seeds: dict[str, int] = {}
         self.model = ContentModel(self.scheduler, self.seeds)
         self.expected: dict[str, tuple[list[int], list[int], str]] = {}
@@ -135,6 +147,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 5))
     def wait(self, seconds: float) -> None:
         self.now += seconds
+
+    @precondition(lambda self: self.scheduler.requests)
+    @rule(data=st.data(), seconds=st.floats(0.1, 20))
+    def emit_sound(self, data, seconds: float) -> None:
+        self.scheduler.set_play_end(data.draw(st.sampled_from(sorted(self.scheduler.requests))), self.now + seconds)
 
     @rule()
     def clear_cache(self) -> None:

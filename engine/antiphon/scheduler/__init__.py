@@ -1,5 +1,7 @@
 """Continuous batching over a paged KV cache in three groups: page accounting, prefix cache, step planning, policy."""
 
+from .cost_model import CostModel, LinearCostModel
+from .deadline_policy import DeadlineOptions, DeadlinePolicy
 from .kv_pool import KVPools, PagePool
 from .plan import (
     AUDIO,
@@ -13,7 +15,8 @@ from .plan import (
     StepPlan,
     StepResults,
 )
-from .policy import FcfsPolicy, Policy, StepOrder
+from .playback import PlaybackClock
+from .policy import FcfsPolicy, Policy, SpeechJob, StepOrder
 from .prefix_cache import CacheStatistics, PrefixCache
 from .request_state import FeatureSpan, Phase, RequestState
 from .scheduler import Scheduler, SchedulerConfig
@@ -25,12 +28,17 @@ __all__ = [
     "TRUNK",
     "BlockWrite",
     "CacheStatistics",
+    "CostModel",
+    "DeadlineOptions",
+    "DeadlinePolicy",
     "FcfsPolicy",
     "FeatureSpan",
     "KVPools",
+    "LinearCostModel",
     "PageCopy",
     "PagePool",
     "Phase",
+    "PlaybackClock",
     "Policy",
     "PrefixCache",
     "RequestState",
@@ -38,6 +46,7 @@ __all__ = [
     "SchedulerConfig",
     "SequencePlan",
     "SlotAssignment",
+    "SpeechJob",
     "StepOrder",
     "StepPlan",
     "StepResults",

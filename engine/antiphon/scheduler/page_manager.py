@@ -65,21 +65,23 @@ class PageManager:
             for group in state.groups
         )
 
-    def lacking_group(self, state: RequestState) -> int | None:
-        """The first group in which the request needs one more page than it has and none is available."""
-        needed = state.num_pages_needed
-        for group in state.groups:
-            if len(state.pages[group]) < needed and not self.pools.groups[group].num_available:
-                return group
-        return None
+    def open_page(self, state: RequestState) -> int | None:
+        """Register what is complete and take the page of the newest position in every active group.
 
-    def grow(self, state: RequestState) -> None:
-        """Take the page that the newest position needs, in every active group; ``lacking_group`` must be None."""
+        Returns None, or, having taken nothing, a group in which no page is available.
+        """
+        self.register(state)
         needed = state.num_pages_needed
-        for group in state.groups:
-            if len(state.pages[group]) < needed:
-                self._extend(state, group, 1)
-                self._write(state, group, needed - 1)
+        lacking = [group for group in state.groups if len(state.pages[group]) < needed]
+        for group in lacking:
+            if not self.pools.groups[group].num_available:
+                return group
+        for group in lacking:
+            page = self.pools.groups[group].allocate()
+            state.pages[group].append(page)
+            self.tables[group][state.slot, needed - 1] = page
+            self._writes[group, state.slot, needed - 1] = page
+        return None
 
     def register(self, state: RequestState) -> None:
         """Complete pages become shareable."""

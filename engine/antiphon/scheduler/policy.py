@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +24,20 @@ class StepOrder(NamedTuple):
     prefill_tokens: int
 
 
+class SpeechJob(NamedTuple):
+    """A chunk of speech tokens that is ready to become sound.
+
+    ``frames``: mel frames to solve, look-ahead included. ``play_end``: when the stream's listener runs out of sound, -inf if
+    nothing was handed out yet. ``arrival``, ``priority``: of the request.
+    """
+
+    request_id: str
+    frames: int
+    play_end: float
+    arrival: float
+    priority: int = 0
+
+
 class Policy(Protocol):
     """Decides order and victims; the scheduler guarantees that whatever it decides, all work gets done."""
 
@@ -43,8 +57,13 @@ class Policy(Protocol):
     def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:
         """Which of the candidates loses its pages when a group has run out."""
 
-    def forget(self, request_id: str) -> None:
-        """The request is finished."""
+    def choose_speech(
+        self, now: float, jobs: Sequence[SpeechJob], others_wait: bool, max_batch: int
+    ) -> list[SpeechJob]:
+        """The chunks to solve together now, at most ``max_batch``, at least one if there is one.
+
+        ``others_wait``: the language model has work too, so that a long solve delays somebody.
+        """
 
 
 def rank(state: RequestState) -> tuple[int, float, int]:
@@ -67,8 +86,10 @@ class FcfsPolicy:
     ) -> StepOrder:
         return StepOrder(np.flatnonzero(table.decoding), (*prefilling, *waiting), token_budget)
 
-    def victim(self, now: float, candidates: Collection[RequestState]) -> RequestState:
+    def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:
         return max(candidates, key=rank)
 
-    def forget(self, request_id: str) -> None:
-        pass
+    def choose_speech(
+        self, now: float, jobs: Sequence[SpeechJob], others_wait: bool, max_batch: int
+    ) -> list[SpeechJob]:
+        return sorted(jobs, key=lambda job: (job.priority, job.arrival))[:max_batch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Sequence
 from enum import Enum
@@ -54,8 +55,8 @@ class RequestState:
     __slots__ = (
         "_num_computed", "admitted_step", "arrival", "finish_reason", "groups", "keep_text_pages",
         "max_new_tokens", "num_cached_tokens", "num_preemptions", "num_registered", "output_type",
-        "page_keys", "pages", "phase", "priority", "prompt_len", "request_id", "root_key", "run_audio",
-        "run_text", "sequence_number", "slot", "synced_len", "table", "tape", "text_ended",
+        "page_keys", "pages", "phase", "play_end", "priority", "prompt_len", "request_id", "root_key",
+        "run_audio", "run_text", "sequence_number", "slot", "synced_len", "table", "tape", "text_ended",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +105,7 @@ class RequestState:
         self.groups: tuple[int, ...] = ()
         self.run_text = True
         self.run_audio = output_type == "both"
+        self.play_end = -math.inf
         self.finish_reason: str | None = None
         self.sequence_number = 0
         self.admitted_step = -1
@@ -156,8 +158,9 @@ class RequestState:
 
     def extend(self, pairs: np.ndarray) -> None:
         """Sampled (audio id, text id) pairs, int64 [n, 2], become the inputs of the next positions."""
-        for audio_id, text_id in pairs.tolist():
-            self.tape.extend((audio_id, text_id, 0))
+        rows = np.zeros((len(pairs), ROW_ITEMS), np.int64)
+        rows[:, :2] = pairs
+        self.tape.frombytes(rows.tobytes())
         self.synced_len += len(pairs)
 
     def end_text(self) -> None:

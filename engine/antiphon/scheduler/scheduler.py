@@ -107,6 +107,14 @@ class Scheduler:
             self._finish(state, reason)
         return state
 
+    def set_play_end(self, request_id: str, play_end: float) -> None:
+        """The listener of this request runs out of sound at ``play_end``; unknown (finished) ids are ignored."""
+        state = self.requests.get(request_id)
+        if state is not None:
+            state.play_end = play_end
+            if state.slot >= 0:
+                self.table.play_end[state.slot] = play_end
+
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None if there is nothing to do. ``now``: seconds, any origin, used by the policy only."""
         assert self._in_flight is None, "schedule was called before the last plan was committed or discarded"
@@ -183,23 +191,21 @@ class Scheduler:
         self._decodes = slots if num_preemptions == self.num_preemptions else slots[self.table.decoding[slots]]
 
     def _turn_page(self, now: float, state: RequestState) -> None:
-        """Register the page that is complete and take the next one, preempting others, or ``state`` itself, if need be."""
-        self.memory.register(state)
-        while (group := self.memory.lacking_group(state)) is not None:
+        """Take the next page for a request, preempting others, or the request itself, if need be."""
+        while (group := self.memory.open_page(state)) is not None:
             victim = self.policy.victim(now, [s for s in self.running if s.pages[group]])
             self._preempt(victim)
             if victim is state:
                 return
-        self.memory.grow(state)
 
     def _plan_prefills(self, now: float, states: Iterable[RequestState], budget: int) -> None:
         """Chunks of prompts in the policy's order; the first request that cannot be admitted holds up those behind it."""
-        blocked = False
+        blocked = self.table.admission_blocked = False
         for state in states:
             if budget <= 0:
                 return
             if state.phase is Phase.WAITING and state.request_id not in self._preempted:
-                blocked = blocked or not self._admit(now, state)
+                blocked = self.table.admission_blocked = blocked or not self._admit(now, state)
             if state.phase is Phase.PREFILLING:
                 length = min(state.num_tokens - state.num_computed, budget)
                 self._chunks[state.request_id] = (state, length)
@@ -308,7 +314,6 @@ class Scheduler:
         del self.requests[state.request_id]
         state.phase = Phase.FINISHED
         state.finish_reason = reason
-        self.policy.forget(state.request_id)
 
     def _preempt(self, state: RequestState, remember: bool = True) -> None:
         self._leave(state, remember)

@@ -23,7 +23,8 @@ class SlotTable:
     """All arrays have one entry per slot.
 
     ``decoding``: the slot's request decodes; the other arrays mean something only then. ``num_tokens``: length of its
-    tape, of which all but the last position are computed. ``ring``: [slots, RING, 2] audio and text ids, position p at
+    tape, of which all but the last position are computed. ``play_end``: when the request's listener runs out of sound, -inf
+    before the first sound and for text. ``admission_blocked``: in the last step somebody could not be admitted. ``ring``: [slots, RING, 2] audio and text ids, position p at
     p % RING; ``states[slot].synced_len`` .. ``num_tokens`` are not on the tape yet, never more than RING.
     """
 
@@ -37,12 +38,15 @@ class SlotTable:
         self.run_text = np.zeros(num_slots, bool)
         self.run_audio = np.zeros(num_slots, bool)
         self.text_ended = np.zeros(num_slots, bool)
+        self.play_end = np.full(num_slots, -np.inf)
+        self.admission_blocked = False
         self.ring = np.zeros((num_slots, RING, 2), np.int64)
 
     def take(self, state: RequestState) -> None:
         """Give a free slot to a request."""
         state.slot = self.free.pop()
         self.states[state.slot] = state
+        self.play_end[state.slot] = state.play_end
 
     def give_back(self, state: RequestState) -> None:
         """Bring the request's tape up to date and free its slot."""
