@@ -79,6 +79,8 @@ def reference(
 
 CHUNK = 4096
 """Logits of one program of the first launch."""
+SPAN = 2048
+"""Logits that the search over a whole row holds at once."""
 FEW = 64
 """Up to this top-k every chunk hands on its own best; above it, one program per row searches all logits."""
 _SPARE_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
@@ -208,7 +210,7 @@ def draw_kernel(
     vocabulary: tl.constexpr,
     num_chunks: tl.constexpr,
     CHUNKS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    SPAN: tl.constexpr,
     FEW: tl.constexpr,
     LOW: tl.constexpr,
     GREEDY: tl.constexpr,
@@ -238,25 +240,25 @@ def draw_kernel(
         reach = tl.load(window + slot * parameter_stride)
         strength = tl.load(penalty + slot * parameter_stride)
         source, past = logits + row * logits_stride, history + slot * history_stride
-        lanes = tl.arange(0, CHUNK)
+        lanes = tl.arange(0, SPAN)
         threshold = tl.full((), 0, tl.uint32)
         above = tl.full((), 0, tl.int32)
         for i in range(0, 32 - LOW):
             candidate = threshold | (tl.full((), 1, tl.uint32) << (31 - LOW - i))
             count = tl.full((), 0, tl.int32)
-            for first in range(0, vocabulary, CHUNK):
+            for first in range(0, vocabulary, SPAN):
                 inside = first + lanes < vocabulary
-                scores = load_scores(source, first + lanes, inside, first, CHUNK, past, step, reach, strength)
+                scores = load_scores(source, first + lanes, inside, first, SPAN, past, step, reach, strength)
                 count += tl.sum((inside & (sort_key(scores, LOW) >= candidate)).to(tl.int32), 0)
             threshold = tl.where(count >= k, candidate, threshold)
             above = tl.where(count >= k, above, count)
         room = k.to(tl.int32) - above
         best = tl.full((), float("-inf"), tl.float32)
         index = tl.full((), 0x7FFFFFFF, tl.int32)
-        for first in range(0, vocabulary, CHUNK):
+        for first in range(0, vocabulary, SPAN):
             ids = first + lanes
             inside = ids < vocabulary
-            scores = load_scores(source, ids, inside, first, CHUNK, past, step, reach, strength)
+            scores = load_scores(source, ids, inside, first, SPAN, past, step, reach, strength)
             keys = tl.where(inside, sort_key(scores, LOW), 0)
             level = (inside & (keys == threshold)).to(tl.int32)
             kept = (keys > threshold) | ((level > 0) & (tl.cumsum(level, 0) <= room))
@@ -294,11 +296,12 @@ def sample_tokens_triton(
     inputs = (logits, history, history_len, slots, *parameters, seeds, values, indices)
     strides = (logits.stride(0), history.stride(0), temperature.stride(0), stream)
     fixed = {
-        "vocabulary": vocabulary, "num_chunks": num_chunks, "CHUNK": CHUNK, "FEW": FEW,
+        "vocabulary": vocabulary, "num_chunks": num_chunks, "FEW": FEW,
         "LOW": _SPARE_BITS[logits.dtype], "GREEDY": GREEDY_TEMPERATURE,
     }  # fmt: skip
-    launch(chunk_kernel, (num_rows, num_chunks), *inputs, *strides, num_warps=8, **fixed)
-    launch(draw_kernel, (num_rows,), *inputs, out, *strides, num_warps=16, **fixed, CHUNKS=next_power_of_2(num_chunks))
+    launch(chunk_kernel, (num_rows, num_chunks), *inputs, *strides, num_warps=8, CHUNK=CHUNK, **fixed)
+    chunks = next_power_of_2(num_chunks)
+    launch(draw_kernel, (num_rows,), *inputs, out, *strides, num_warps=16, CHUNKS=chunks, SPAN=SPAN, **fixed)
     return out
 
 
