@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from antiphon_kernels import advance_streams, sample_tokens
+from antiphon_kernels.native import bind_decode_step
 
 from ..config import LlmConfig
 from ..models.dual_qwen import DualQwen, KVPages, StepLayout
 from .decode_state import DecodeState
 from .step_batch import HeadUse, StepBatch, build_layout
+
+if TYPE_CHECKING:
+    from antiphon_kernels.native.decode_step import DecodeStep
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,29 @@ class LlmRunner:
     ) -> StepOutput:
         """Run one step. Sequences that sample draw one pair each; the others only fill their cache."""
         layout, use = build_layout(batch, self._delay, self.device)
-        x = self.model.embed(*self._inputs(batch))
-        if observe:
-            observe("embed", x)
-        hidden = self.model.hidden(x, layout, self.kv, observe)
-        text_logits, audio_logits = self.model.logits(hidden, layout)
+        text_logits, audio_logits = self._logits(batch, layout, observe)
         self.counters.add(layout)
         kept = (text_logits, audio_logits) if keep_logits else (None, None)
         if not len(use.slots):
             return StepOutput([], [], [], [], *kept)
         return StepOutput(*self._draw(use, text_logits, audio_logits), *kept)
+
+    def _logits(
+        self, batch: StepBatch, layout: StepLayout, observe: Callable[[str, Tensor], None] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The network and its heads; a pure decode step is one native call where that is bound."""
+        audio_ids, text_ids, features, feature_rows = self._inputs(batch)
+        if self._decode_step and not observe and features is None and self._decode_step.fits(layout):
+            return self._decode_step(audio_ids, text_ids, layout)
+        x = self.model.embed(audio_ids, text_ids, features, feature_rows)
+        if observe:
+            observe("embed", x)
+        return self.model.logits(self.model.hidden(x, layout, self.kv, observe), layout)
+
+    @cached_property
+    def _decode_step(self) -> DecodeStep | None:
+        c = self.config
+        return bind_decode_step(self.model, self.kv.trunk, self.kv.upper, c.num_text_layers, c.num_audio_layers)
 
     def copy_pages(self, trunk: list[tuple[int, int]], upper: list[tuple[int, int]]) -> None:
         """Copy whole pages (source, target) in every layer of the trunk or of the upper tensor."""

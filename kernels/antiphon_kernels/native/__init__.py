@@ -25,6 +25,17 @@ def status() -> str:
     return f"native CPU operators: {_native.isa()}, {_native.num_threads()} threads"
 
 
+def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_layers: int):
+    """The ``decode_step.DecodeStep`` of a model and its pages, or None where the native path cannot run it."""
+    if not available:
+        return None
+    from .decode_step import DecodeStep, available_for
+
+    if not available_for(model, kv_trunk, kv_upper):
+        return None
+    return DecodeStep(model, kv_trunk, kv_upper, num_text_layers, num_audio_layers)
+
+
 if available:
     from . import alias_free_snake, layer_norm_modulate, linear, paged_attention, rms_norm, rope_cache, silu_mul  # noqa: F401
 else:
