@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from .operator import Operator
+from .paged_attention import LOG2_E, attend_block
+from .triton_support import available, cdiv, check, has_wgmma, jit, launch, supported_dtype, tl
 
 
 def reference(
@@ -41,6 +43,94 @@ def reference(
     return out
 
 
+@jit(varying=("window_stride",))
+def flow_attention_kernel(
+    q,
+    k,
+    v,
+    out,
+    cu_seqlens,
+    k_cache,
+    v_cache,
+    slots,
+    cache_lens,
+    window_stride,
+    scale_log2,
+    heads: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """One program: M rows of one head of one stream; first its window, then its current rows, both in steps of N."""
+    stream, head = tl.program_id(2), tl.program_id(1)
+    first_row = tl.load(cu_seqlens + stream)
+    num_rows = tl.load(cu_seqlens + stream + 1) - first_row
+    start = tl.program_id(0) * M
+    if start >= num_rows:
+        return
+    rows = start + tl.arange(0, M)
+    held = (rows < num_rows)[:, None]
+    offsets = ((first_row + rows).to(tl.int64) * heads + head)[:, None] * D + tl.arange(0, D)[None, :]
+    query = tl.load(q + offsets, held, 0.0)
+    m = tl.full((M,), float("-inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    acc = tl.zeros((M, D), tl.float32)
+    cached = tl.load(cache_lens + stream)
+    base = tl.load(slots + stream) * window_stride
+    for first in range(0, cached, N):
+        keys = first + tl.arange(0, N)
+        inside = keys < cached
+        where = base + (keys.to(tl.int64) * heads + head) * D
+        m, total, acc = attend_block(query, k_cache, v_cache, where, inside, inside[None, :], m, total, acc, scale_log2, D)
+    for first in range(0, num_rows, N):
+        keys = first + tl.arange(0, N)
+        inside = keys < num_rows
+        where = ((first_row + keys).to(tl.int64) * heads + head) * D
+        m, total, acc = attend_block(query, k, v, where, inside, inside[None, :], m, total, acc, scale_log2, D)
+    tl.store(out + offsets, (acc / total[:, None]).to(out.dtype.element_ty), held)
+
+
+def flow_attention_triton(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+    cache_lens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> torch.Tensor:
+    """Launch over [row tiles, heads, streams] programs; windows contiguous."""
+    check(k_cache.is_contiguous() and v_cache.is_contiguous(), "windows: contiguous")
+    check(q.dtype == k.dtype == v.dtype == k_cache.dtype == v_cache.dtype, "one dtype throughout")
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    heads, head_dim = q.shape[1:]
+    m, n, num_warps, num_stages = row_tile(head_dim, q.dtype, has_wgmma(q))
+    launch(
+        flow_attention_kernel, (cdiv(max_seqlen, m), heads, slots.shape[0]), q, k, v, out, cu_seqlens, k_cache, v_cache,
+        slots, cache_lens, k_cache.stride(0), scale * LOG2_E, num_warps=num_warps, num_stages=num_stages, heads=heads,
+        D=head_dim, M=m, N=n,
+    )  # fmt: skip
+    return out
+
+
+def row_tile(head_dim: int, dtype: torch.dtype, wgmma: bool) -> tuple[int, int, int, int]:
+    """Rows, keys, warps and stages. A chunk has up to 168 rows, so tiles of 64 waste least."""
+    if dtype == torch.float32:
+        return 32, 32, 4, 1
+    return (64, 64, 4, 2) if wgmma and head_dim <= 128 else (64, 32, 4, 2)
+
+
+def flow_attention_supported(q, k, v, cu_seqlens, k_cache, v_cache, *_) -> bool:
+    """One dtype, head dimension a power of two from 16 on, contiguous windows."""
+    head_dim = q.shape[-1]
+    fits = head_dim >= 16 and head_dim & (head_dim - 1) == 0 and k_cache.is_contiguous() and v_cache.is_contiguous()
+    return available and fits and supported_dtype(q) and q.dtype == k.dtype == v.dtype == k_cache.dtype == v_cache.dtype
+
+
 def fake(q, k, v, cu_seqlens, k_cache, v_cache, slots, cache_lens, max_seqlen, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
@@ -52,3 +142,4 @@ flow_attention = Operator(
     reference=reference,
     fake=fake,
 )
+flow_attention.backend("triton", devices=("cuda",), supports=flow_attention_supported)(flow_attention_triton)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .operator import Operator
+from .triton_support import check, jit, launch, next_power_of_2, row_contiguous, supported_dtype, tl
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -31,6 +32,39 @@ def reference(
     return modulated.view(num_rows, hidden).to(x.dtype)
 
 
+@jit(varying=("frames_per_token",))
+def layer_norm_modulate_kernel(
+    x, shift, scale, out, x_stride, shift_stride, scale_stride, frames_per_token, eps, hidden: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program: one row; variance from the centred values."""
+    row = tl.program_id(0).to(tl.int64)
+    token = row // frames_per_token
+    cols = tl.arange(0, BLOCK)
+    inside = cols < hidden
+    value = tl.load(x + row * x_stride + cols, inside, 0.0).to(tl.float32)
+    centred = tl.where(inside, value - tl.sum(value) / hidden, 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred) / hidden + eps)
+    gain = 1.0 + tl.load(scale + token * scale_stride + cols, inside, 0.0).to(tl.float32)
+    moved = normed * gain + tl.load(shift + token * shift_stride + cols, inside, 0.0).to(tl.float32)
+    tl.store(out + row * hidden + cols, moved.to(out.dtype.element_ty), inside)
+
+
+def layer_norm_modulate_triton(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frames_per_token: int, eps: float
+) -> torch.Tensor:
+    """Launch over T programs; rows of every input may be strided."""
+    check(x.shape[0] == shift.shape[0] * frames_per_token, "shift, scale: one row per token")
+    x, shift, scale = row_contiguous(x), row_contiguous(shift), row_contiguous(scale)
+    num_rows, hidden = x.shape
+    out = torch.empty(num_rows, hidden, dtype=x.dtype, device=x.device)
+    block = next_power_of_2(hidden)
+    launch(
+        layer_norm_modulate_kernel, (num_rows,), x, shift, scale, out, x.stride(0), shift.stride(0), scale.stride(0),
+        frames_per_token, eps, num_warps=min(max(block // 512, 1), 16), hidden=hidden, BLOCK=block,
+    )  # fmt: skip
+    return out
+
+
 def fake(x, shift, scale, frames_per_token, eps):
     return torch.empty_like(x)
 
@@ -40,4 +74,7 @@ layer_norm_modulate = Operator(
     "(Tensor x, Tensor shift, Tensor scale, int frames_per_token, float eps) -> Tensor",
     reference=reference,
     fake=fake,
+)
+layer_norm_modulate.backend("triton", devices=("cuda",), supports=lambda x, shift, scale, *_: supported_dtype(x, shift, scale))(
+    layer_norm_modulate_triton
 )
