@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from antiphon_kernels import euler_step
 
 from ..config import FRAMES_PER_TOKEN
+from ..execution.upload import upload
 from ..models.flow_dit import FlowBatch, FlowDit, FlowWindow
 from .window_pool import WindowSlot
 
@@ -55,7 +57,7 @@ def solve(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: 
     Then the windows of the jobs with ``fill`` take in the kept rows, by one more pass over them.
     """
     batch = _batch(dit, jobs, [job.num_rows for job in jobs])
-    x = torch.cat([job.noise for job in jobs]).to(dit.device, dit.dtype)
+    x = upload([torch.cat([job.noise for job in jobs]).numpy()], dit.device)[0].to(dit.dtype)
     times, widths = ode_schedule(num_steps)
     table, condition = dit.time_table(times), dit.condition(batch.token_ids)
     for time, width in zip(table, widths, strict=True):
@@ -82,8 +84,7 @@ def _fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: Seq
         dit.condition(batch.token_ids),
         batch,
         window,
-        torch.cat(rows).to(dit.device),
-        torch.cat(places).to(dit.device),
+        *upload([torch.cat(rows).numpy(), torch.cat(places).numpy()], dit.device),
     )
     for job in jobs:
         job.slot.advance(job.num_kept)
@@ -92,14 +93,9 @@ def _fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: Seq
 def _batch(dit: FlowDit, jobs: Sequence[FlowJob], num_rows: Sequence[int]) -> FlowBatch:
     """The first ``num_rows`` rows of every job, one job after the other."""
     tokens = [token for job, n in zip(jobs, num_rows, strict=True) for token in job.tokens[: n // FRAMES_PER_TOKEN]]
-    positions = torch.cat([torch.arange(job.start, job.start + n) for job, n in zip(jobs, num_rows, strict=True)])
-    bounds = torch.tensor([0, *num_rows]).cumsum(0)
-    return FlowBatch(
-        token_ids=torch.tensor(tokens, device=dit.device),
-        positions=positions.to(dit.device),
-        cu_seqlens=bounds.to(dit.device, torch.int32),
-        slots=torch.tensor([job.slot.index for job in jobs], device=dit.device),
-        cache_lens=torch.tensor([job.slot.num_rows for job in jobs], dtype=torch.int32, device=dit.device),
-        max_seqlen=max(num_rows),
-        frames_per_token=FRAMES_PER_TOKEN,
-    )
+    positions = np.concatenate([np.arange(job.start, job.start + n) for job, n in zip(jobs, num_rows, strict=True)])
+    bounds = np.cumsum([0, *num_rows]).astype(np.int32)
+    slots = np.array([job.slot.index for job in jobs])
+    cache_lens = np.array([job.slot.num_rows for job in jobs], np.int32)
+    arrays = upload([np.array(tokens), positions, bounds, slots, cache_lens], dit.device)
+    return FlowBatch(*arrays, max_seqlen=max(num_rows), frames_per_token=FRAMES_PER_TOKEN)

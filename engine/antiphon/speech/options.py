@@ -23,10 +23,10 @@ class SpeechOptions:
     look_ahead: tokens at a chunk's end that are solved for context only and solved again with the next chunk.
     ode_steps: Euler steps, one network pass each.
     overlap: "reference" (half-chunk Hamming cross-fade, gain 1.08), "exact" (equal to vocoding the whole mel at once) or
-        "lookahead" (look-ahead frames as right context; a chunk is heard in full as soon as it is solved).
-    vocoder_context: frames of vocoder context on each side for "exact" and on the left for "lookahead"; None: the bound
-        of the layers, with which "exact" is exact. The reference's overlap has no context of its own.
-    cross_fade: samples of the fade between chunks with "lookahead".
+        "lookahead" (look-ahead frames as right context; a chunk is heard as soon as it is solved).
+    vocoder_context: mel frames of context on each side for "exact" and "lookahead"; None: the bound of the layers, with
+        which "exact" is exact. The reference's overlap has no context of its own.
+    cross_fade: samples at a chunk's end that "lookahead" holds back and fades into their second rendering.
     eager: solve a chunk as soon as its tokens are there, instead of waiting for the token that shows that it is not the
         last one. Where the stream then ends at a chunk's end, the look-ahead is solved once more, alone.
     """
@@ -38,7 +38,7 @@ class SpeechOptions:
     ode_steps: int = 29
     overlap: Overlap = "reference"
     vocoder_context: int | None = None
-    cross_fade: int = 240
+    cross_fade: int = 480
     eager: bool = False
 
     def __post_init__(self) -> None:

@@ -34,14 +34,14 @@ def open_stitcher(options: SpeechOptions, field: ReceptiveField, num_mels: int, 
         return ReferenceStitcher(nothing)
     if options.overlap == "exact":
         return ExactStitcher(nothing, field, options.vocoder_context)
-    left = field.left_frames if options.vocoder_context is None else options.vocoder_context
-    return LookaheadStitcher(nothing, left, options.cross_fade)
+    return LookaheadStitcher(nothing, field, options.vocoder_context, options.cross_fade)
 
 
 class ReferenceStitcher:
     """Half-chunk overlap under a Hamming cross-fade (reference behaviour, section 12): gain 1.08, none into the last chunk.
 
-    Holds the sound behind the last sample handed out, and the mel frames of that sound.
+    Holds the sound behind the last sample handed out, and the mel frames of that sound. Chunks smaller than the stored sound,
+    which the reference's own sizes never make, are cut at whole frames.
     """
 
     def __init__(self, nothing: torch.Tensor):
@@ -63,7 +63,7 @@ class ReferenceStitcher:
             ready = len(wav) // 2
             out = wav[:ready]
         else:
-            ready = 2 * stored if len(wav) > 2 * stored else len(wav) // 2
+            ready = 2 * stored if len(wav) > 2 * stored else len(wav) // (2 * HOP_OUT) * HOP_OUT
             fade = ready // 2
             window = torch.hamming_window(ready, periodic=True, device=wav.device)
             out = wav[:ready].clone()
@@ -109,31 +109,35 @@ class ExactStitcher:
 
 
 class LookaheadStitcher:
-    """Hands out each chunk in full, with its look-ahead frames as right context; an approximation of :class:`ExactStitcher`.
+    """Hands out each chunk with its look-ahead frames as right context; an approximation of :class:`ExactStitcher`.
 
-    The next chunk solves the look-ahead again and a little differently, so its first samples are cross-faded with the old
-    rendering of the same stretch. The two weights add up to 1. Holds that rendering and the left context.
+    The end of a chunk was rendered with look-ahead frames that the next chunk solves a little differently. Its last
+    ``cross_fade`` samples are held back and faded into their second rendering, which has the true frames on its right; the
+    two weights add up to 1. (Fading behind the joint instead would add the error of the provisional frames to samples that
+    the second rendering has right: docs/log.md.) Holds those samples and the left context.
     """
 
-    def __init__(self, nothing: torch.Tensor, left_context: int, cross_fade: int):
-        self._left_context = left_context
+    def __init__(self, nothing: torch.Tensor, field: ReceptiveField, context: int | None, cross_fade: int):
+        left, right = (field.left_frames, field.right_frames) if context is None else (context, context)
+        self._left_context = left + -(-cross_fade // HOP_OUT)
+        self._right_context = right
         self._cross_fade = cross_fade
         self._context = nothing
-        self._tail = torch.zeros(0, device=nothing.device)
-        self._num_before = self._num_new = 0
+        self._held = torch.zeros(0, device=nothing.device)
+        self._begin = self._end = self._keep = 0
 
     def window(self, mel: torch.Tensor, look_ahead: torch.Tensor, final: bool) -> torch.Tensor:
         known = torch.cat((self._context.to(mel), mel))
-        self._num_before, self._num_new = len(self._context) * HOP_OUT, len(mel) * HOP_OUT
+        self._begin = len(self._context) * HOP_OUT - len(self._held)
+        self._end = len(known) * HOP_OUT
+        self._keep = 0 if final else min(self._cross_fade, self._end - self._begin)
         self._context = known[max(0, len(known) - self._left_context) :]
-        return torch.cat((known, look_ahead)) if len(mel) else mel
+        return torch.cat((known, look_ahead[: self._right_context])) if self._end > self._begin else mel
 
     def emit(self, wav: torch.Tensor) -> torch.Tensor:
-        end = self._num_before + self._num_new
-        out = wav[self._num_before : end].clone()
-        fade = min(len(self._tail), len(out))
-        if fade:
-            ramp = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(fade, device=wav.device) + 0.5) / fade)
-            out[:fade] += (1 - ramp) * (self._tail[:fade] - out[:fade])
-        self._tail = wav[end : end + self._cross_fade]
-        return out
+        out = wav[self._begin : self._end].clone()
+        fade = len(self._held)
+        ramp = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(fade, device=wav.device) + 0.5) / max(1, fade))
+        out[:fade] += (1 - ramp) * (self._held - out[:fade])
+        self._held = out[len(out) - self._keep :]
+        return out[: len(out) - self._keep]
