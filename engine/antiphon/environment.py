@@ -15,3 +15,8 @@ HUB_MODEL = "moonshotai/Kimi-Audio-7B-Instruct"
 def default_model() -> str:
     """``ANTIPHON_MODEL``: folder or hub name that commands use without ``--model``. Default: the released checkpoint."""
     return os.environ.get("ANTIPHON_MODEL") or HUB_MODEL
+
+
+def api_key() -> str:
+    """``ANTIPHON_API_KEY``: a key that clients of ``antiphon serve`` must send. Default: empty, no key is asked for."""
+    return os.environ.get("ANTIPHON_API_KEY", "")

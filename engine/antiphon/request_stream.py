@@ -133,6 +133,13 @@ class RequestStream:
         """End the request at once; a no-op when it has ended."""
         self._finalizer()
 
+    def fail(self, error: AntiphonError) -> None:
+        """End the request with an error of the caller's own, which the reader gets next."""
+        if not self._mailbox.ended:
+            self._mailbox.deltas.clear()
+            self._mailbox.put(Failed(self.request_id, error))
+            self.abort()
+
     async def aclose(self) -> None:
         """As :meth:`abort`."""
         self.abort()

@@ -1,0 +1,1 @@
+"""OpenAI's Realtime interface: sessions, events, voice activity."""
