@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .execution.step_batch import StepBatch
+from .execution.upload import upload
 from .scheduler import SequencePlan, StepPlan
 
 
@@ -32,31 +33,29 @@ class StepBuilder:
 
     def build(self, plan: StepPlan) -> StepBatch:
         """The batch of a plan: decode rows first, then prompt chunks."""
-        _, slots, starts, lengths, steps, run_text, run_audio, samples, _ = zip(*plan.sequences, strict=True)
-        slots = np.array(slots)
-        decodes = slots[: plan.num_decodes]
+        decodes = plan.slots[: plan.num_decodes]
         audio, text = [self.last_audio[decodes]], [self.last_text[decodes]]
         rows, features, num_features = [np.full(len(decodes), -1)], [], 0
-        for sequence in plan.sequences[plan.num_decodes :]:
+        for sequence in plan.chunks:
             chunk = self._chunk(sequence)
             audio.append(chunk.audio_ids)
             text.append(chunk.text_ids)
             used = chunk.feature_rows >= 0
             if used.any():
-                wanted = torch.from_numpy(chunk.feature_rows[used]).to(chunk.features.device)
+                (wanted,) = upload([chunk.feature_rows[used]], chunk.features.device)
                 features.append(chunk.features[wanted])
                 rows.append(np.where(used, np.cumsum(used) - 1 + num_features, -1))
                 num_features += len(wanted)
             else:
                 rows.append(chunk.feature_rows)
         return StepBatch(
-            slots=slots,
-            starts=np.array(starts),
-            lengths=np.array(lengths),
-            samples=np.array(samples),
-            steps=np.array(steps),
-            run_text=np.array(run_text),
-            run_audio=np.array(run_audio),
+            slots=plan.slots,
+            starts=plan.starts,
+            lengths=plan.lengths,
+            samples=plan.samples,
+            steps=plan.num_generated,
+            run_text=plan.run_text,
+            run_audio=plan.run_audio,
             audio_ids=np.concatenate(audio),
             text_ids=np.concatenate(text),
             feature_rows=np.concatenate(rows) if features else None,

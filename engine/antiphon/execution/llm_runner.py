@@ -21,6 +21,7 @@ from ..config import LlmConfig
 from ..models.dual_qwen import DualQwen, KVPages, StepLayout
 from .decode_state import DecodeState
 from .step_batch import HeadUse, StepBatch, build_layout
+from .upload import upload
 
 if TYPE_CHECKING:
     from antiphon_kernels.native.decode_step import DecodeStep
@@ -39,6 +40,31 @@ class StepOutput:
     stop: list[int]
     text_logits: Tensor | None = None
     audio_logits: Tensor | None = None
+
+
+class PendingStep:
+    """A step that has been handed to the device. On a GPU its tokens travel to pinned memory behind it.
+
+    ``drawn``: int64 [4, R] (text, audio, text_ended, stop), or None if no sequence draws.
+    """
+
+    def __init__(self, drawn: Tensor | None, text_logits: Tensor | None = None, audio_logits: Tensor | None = None):
+        self._logits = (text_logits, audio_logits)
+        self._drawn, self._arrived = drawn, None
+        if drawn is not None and drawn.is_cuda and torch.cuda.is_available():
+            self._drawn = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
+            self._drawn.copy_(drawn, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def output(self) -> StepOutput:
+        """Wait for the tokens; the only place of a step where the host does."""
+        if self._drawn is None:
+            return StepOutput([], [], [], [], *self._logits)
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        text, audio, ended, stop = self._drawn.tolist()
+        return StepOutput(text, audio, [bool(flag) for flag in ended], stop, *self._logits)
 
 
 @dataclass
@@ -95,13 +121,21 @@ class LlmRunner:
         observe: Callable[[str, Tensor], None] | None = None,
     ) -> StepOutput:
         """Run one step. Sequences that sample draw one pair each; the others only fill their cache."""
+        return self.start(batch, keep_logits=keep_logits, observe=observe).output()
+
+    def start(
+        self,
+        batch: StepBatch,
+        *,
+        keep_logits: bool = False,
+        observe: Callable[[str, Tensor], None] | None = None,
+    ) -> PendingStep:
+        """Everything of :meth:`run` but waiting for the tokens: on a GPU the host goes on at once."""
         layout, use = build_layout(batch, self._delay, self.device)
         text_logits, audio_logits = self._logits(batch, layout, observe)
         self.counters.add(layout)
-        kept = (text_logits, audio_logits) if keep_logits else (None, None)
-        if not len(use.slots):
-            return StepOutput([], [], [], [], *kept)
-        return StepOutput(*self._draw(use, text_logits, audio_logits), *kept)
+        drawn = self._draw(use, text_logits, audio_logits) if len(use.slots) else None
+        return PendingStep(drawn, *((text_logits, audio_logits) if keep_logits else (None, None)))
 
     def _logits(
         self, batch: StepBatch, layout: StepLayout, observe: Callable[[str, Tensor], None] | None
@@ -124,33 +158,36 @@ class LlmRunner:
         """Copy whole pages (source, target) in every layer of the trunk or of the upper tensor."""
         for pages, pairs in ((self.kv.trunk, trunk), (self.kv.upper, upper)):
             if pairs:
-                source, target = torch.tensor(pairs, device=self.device).T
+                source, target = upload([np.array(pairs).T.copy()], self.device)[0]
                 pages[:, :, target] = pages[:, :, source]
 
     def _inputs(self, batch: StepBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         rows = np.full(batch.num_rows, -1) if batch.feature_rows is None else batch.feature_rows
-        audio, text, rows = (torch.from_numpy(ids).to(self.device) for ids in (batch.audio_ids, batch.text_ids, rows))
+        audio, text, rows = upload([batch.audio_ids, batch.text_ids, rows], self.device)
         return audio, text, batch.features, rows
 
-    def _draw(
-        self, use: HeadUse, text_logits: Tensor, audio_logits: Tensor
-    ) -> tuple[list[int], list[int], list[bool], list[int]]:
-        """Draw both streams' tokens, text first (a stream without logits gets blank), and run the state machine."""
+    def _draw(self, use: HeadUse, text_logits: Tensor, audio_logits: Tensor) -> Tensor:
+        """Draw both streams' tokens, text first (a stream without logits gets blank), and run the state machine.
+
+        Result int64 [4, R]: text, audio, text_ended, stop of the sequences that drew.
+        """
         state = self.state
-        slots = torch.from_numpy(use.slots).to(self.device)
+        slots, text_rows, audio_rows = upload([use.slots, use.text, use.audio], self.device)
         text = torch.full_like(slots, state.ids[0])
         audio = torch.full_like(slots, state.ids[0])
         for stream, (out, rows, logits, history) in enumerate(
-            ((text, use.text, text_logits, state.text_history), (audio, use.audio, audio_logits, state.audio_history))
+            (
+                (text, text_rows, text_logits, state.text_history),
+                (audio, audio_rows, audio_logits, state.audio_history),
+            )
         ):
-            if len(rows):
-                rows = torch.from_numpy(rows).to(self.device)
+            if rows.shape[0]:
                 out[rows] = self._sample(logits, slots[rows], history, stream)
         text, audio = advance_streams(
             text, audio, slots, state.text_history, state.audio_history, state.history_len, state.text_ended, state.stop,
             state.speaks, state.limit, state.ids,
         )  # fmt: skip
-        return text.tolist(), audio.tolist(), state.text_ended[slots].tolist(), state.stop[slots].tolist()
+        return torch.stack((text, audio, state.text_ended[slots].to(torch.int64), state.stop[slots]))
 
     def _sample(self, logits: Tensor, slots: Tensor, history: Tensor, stream: int) -> Tensor:
         s = self.state

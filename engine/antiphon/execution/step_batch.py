@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.dual_qwen import AttentionLayout, StepLayout
 from .kv_cache import PAGE_SIZE
+from .upload import upload
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -64,14 +65,17 @@ def build_layout(batch: StepBatch, delay: int, device: torch.device) -> tuple[St
     split = int(batch.lengths[text].sum())
     wants = np.concatenate((batch.samples[text], batch.samples[audio] & (batch.steps[audio] >= delay)))
     first_row = np.cumsum(batch.lengths) - batch.lengths
-    upper_rows = ragged_arange(first_row[upper], lengths)
+    trunk, longest = _attention([(np.arange(batch.num_sequences), batch.tables[0])], batch)
+    branches, longest_upper = _attention([(text, batch.tables[1]), (audio, batch.tables[2])], batch)
+    rows = (ragged_arange(first_row[upper], lengths), (np.cumsum(lengths) - 1)[wants])
+    upper_rows, head_rows, *attention = upload([*rows, *trunk, *branches], device)
     layout = StepLayout(
-        trunk=_attention([(np.arange(batch.num_sequences), batch.tables[0])], batch, device),
-        upper=_attention([(text, batch.tables[1]), (audio, batch.tables[2])], batch, device),
-        upper_rows=torch.from_numpy(upper_rows).to(device),
+        trunk=AttentionLayout(*attention[: len(trunk)], longest),
+        upper=AttentionLayout(*attention[len(trunk) :], longest_upper),
+        upper_rows=upper_rows,
         split=split,
         num_text_sequences=len(text),
-        head_rows=torch.from_numpy((np.cumsum(lengths) - 1)[wants]).to(device),
+        head_rows=head_rows,
         head_split=int(wants[: len(text)].sum()),
     )
     drawn = np.flatnonzero(batch.samples)
@@ -87,8 +91,9 @@ def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def _attention(parts: list[tuple[np.ndarray, np.ndarray]], batch: StepBatch, device: torch.device) -> AttentionLayout:
-    """Layout of the sequences of all parts, one part after the other, each with its own block tables."""
+def _attention(parts: list[tuple[np.ndarray, np.ndarray]], batch: StepBatch) -> tuple[list[np.ndarray], int]:
+    """Arrays of an :class:`AttentionLayout`, in its order, and its longest sequence: the sequences of all parts, one part
+    after the other, each with its own block tables."""
     chosen = np.concatenate([sequences for sequences, _ in parts])
     starts, lengths = batch.starts[chosen], batch.lengths[chosen]
     seq_lens = starts + lengths
@@ -97,11 +102,6 @@ def _attention(parts: list[tuple[np.ndarray, np.ndarray]], batch: StepBatch, dev
     positions = ragged_arange(starts, lengths)
     pages = tables[np.repeat(np.arange(len(chosen)), lengths), positions // PAGE_SIZE].astype(np.int64)
     bounds = np.concatenate(([0], np.cumsum(lengths)))
-    return AttentionLayout(
-        positions=torch.from_numpy(positions).to(device),
-        slots=torch.from_numpy(pages * PAGE_SIZE + positions % PAGE_SIZE).to(device),
-        block_tables=torch.from_numpy(tables).to(device),
-        cu_seqlens_q=torch.from_numpy(bounds.astype(np.int32)).to(device),
-        seq_lens=torch.from_numpy(seq_lens.astype(np.int32)).to(device),
-        max_seqlen_q=int(lengths.max(initial=0)),
-    )
+    slots = pages * PAGE_SIZE + positions % PAGE_SIZE
+    arrays = [positions, slots, tables, bounds.astype(np.int32), seq_lens.astype(np.int32)]
+    return arrays, int(lengths.max(initial=0))
