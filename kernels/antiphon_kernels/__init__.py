@@ -12,6 +12,11 @@ from .flow_rope import flow_rope
 from .gate_residual import gate_residual
 from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
+from .linear_int4 import linear_int4
+from .linear_int8 import linear_int8
+from .linear_fp8 import linear_fp8
+from .linear_int4 import linear_int4
+from .linear_int8 import linear_int8
 from .linear_silu_mul import linear_silu_mul
 from .operator import BackendError, Operator, count_calls, operators, set_backend, use_backend
 from .paged_attention import paged_attention
@@ -37,6 +42,11 @@ __all__ = [
     "gate_residual",
     "layer_norm_modulate",
     "linear",
+    "linear_int4",
+    "linear_int8",
+    "linear_fp8",
+    "linear_int4",
+    "linear_int8",
     "linear_silu_mul",
     "native",
     "operators",

@@ -21,7 +21,7 @@ def reference(x: torch.Tensor, v: torch.Tensor, dt: float) -> torch.Tensor:
     return (x.to(wide) + dt * v.to(wide)).to(x.dtype)
 
 
-@jit(varying=("size",))
+@jit
 def euler_step_kernel(x, v, out, size, dt, BLOCK: tl.constexpr):
     """One program: BLOCK values."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

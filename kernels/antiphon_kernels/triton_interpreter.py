@@ -1,7 +1,7 @@
 """Corrections of Triton's interpreter (seen in 3.6 and 3.8), so that it computes what a GPU computes.
 
 * float conversions to 16 bits and fewer cut the low bits off; hardware rounds to nearest even;
-* ``tl.dot`` of bfloat16 multiplies the bit patterns as integers.
+* ``tl.dot`` of bfloat16 multiplies the bit patterns as integers, and ints become bfloat16 by their bits alone.
 
 :func:`install` puts the corrected functions in place; it does nothing in a process that compiles.
 """
@@ -33,6 +33,21 @@ def convert_float(data: np.ndarray, source, target, rounding) -> np.ndarray:
     return np.frombuffer(bits.tobytes(), dtype=f"uint{target.primitive_bitwidth}").reshape(data.shape)
 
 
+def cast(builder, src, dst_type):
+    """Replacement of ``InterpreterBuilder.cast_impl``: from and to bfloat16 by way of float32."""
+    from triton.runtime.interpreter import TensorHandle, _get_np_dtype
+
+    source, target, data = str(src.dtype.scalar), str(dst_type.scalar), src.data
+    if source == target:
+        return TensorHandle(data, dst_type.scalar)
+    if source == "bf16":
+        data = _wide(src)
+    if target == "bf16":
+        bits = torch.from_numpy(np.ascontiguousarray(data.astype(np.float32))).bfloat16().view(torch.int16).numpy()
+        return TensorHandle(bits.view(np.uint16).reshape(src.data.shape), dst_type.scalar)
+    return TensorHandle(data.astype(_get_np_dtype(dst_type)), dst_type.scalar)
+
+
 def _wide(handle) -> np.ndarray:
     """Values of a float operand in float32 (exact for every narrower type)."""
     return _as_torch(handle.data, str(handle.dtype.scalar)).float().numpy().reshape(handle.data.shape)
@@ -54,3 +69,4 @@ def install() -> None:
 
         interpreter._convert_float = convert_float
         interpreter.InterpreterBuilder.create_dot = create_dot
+        interpreter.InterpreterBuilder.cast_impl = cast

@@ -95,7 +95,7 @@ def vq_nearest_triton(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     out = torch.empty(num_rows, dtype=torch.int64, device=x.device)
     launch(
         nearest_in_part_kernel, (cdiv(num_rows, 32), parts), x, codebook, values, indices, num_rows, num_codes,
-        width=width, SPLIT=SPLIT, M=32, N=64, K=32,
+        width=width, SPLIT=SPLIT, M=32, N=32, K=32,
     )  # fmt: skip
     launch(
         nearest_kernel, (cdiv(num_rows, 32),), values, indices, out, num_rows, parts, num_warps=1,
