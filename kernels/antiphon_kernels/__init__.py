@@ -12,8 +12,6 @@ from .flow_rope import flow_rope
 from .gate_residual import gate_residual
 from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
-from .linear_int4 import linear_int4
-from .linear_int8 import linear_int8
 from .linear_fp8 import linear_fp8
 from .linear_int4 import linear_int4
 from .linear_int8 import linear_int8
@@ -42,8 +40,6 @@ __all__ = [
     "gate_residual",
     "layer_norm_modulate",
     "linear",
-    "linear_int4",
-    "linear_int8",
     "linear_fp8",
     "linear_int4",
     "linear_int8",

@@ -20,7 +20,7 @@ LARGEST = 448.0
 """Largest finite float8_e4m3fn."""
 
 
-def quantise_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows x [..., in] → float8_e4m3fn of that shape and float32 scale [...]; also for weights, row = output."""
     wide = x.float()
     scale = (wide.abs().amax(-1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
@@ -30,12 +30,12 @@ def quantise_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def reference(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int
 ) -> torch.Tensor:
-    """Quantise the rows, then one widened matrix product per branch that has rows."""
+    """Quantize the rows, then one widened matrix product per branch that has rows."""
     check_split(weight, x.shape[0], split)
     wide = accumulation_dtype(x.dtype)
 
     def product(rows: torch.Tensor, b: int) -> torch.Tensor:
-        narrow, row_scale = quantise_fp8(rows)
+        narrow, row_scale = quantize_fp8(rows)
         y = narrow.to(wide) @ weight[b].to(wide).T * row_scale.to(wide)[:, None] * scale[b].to(wide)
         return (y if bias is None else y + bias[b].to(wide)).to(x.dtype)
 

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import torch
 
+from .branches import check_split
+from .linear import Tile, branch_tile, num_row_tiles
 from .linear import reference as dense
 from .operator import Operator
+from .triton_support import cdiv, check, jit, launch, row_contiguous, supported_dtype, tl
 
 GROUP = 128
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -61,6 +64,81 @@ def reference(
     return dense(x.to(wide), dequantize(weight, scale, wide), bias, split).to(x.dtype)
 
 
+@jit(varying=("num_rows", "split"))
+def linear_int4_kernel(
+    x,
+    weight,
+    scale,
+    bias,
+    out,
+    x_stride,
+    num_rows,
+    split,
+    inputs: tl.constexpr,
+    outputs: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One program: M rows of one branch by N results. A step is one group: two exact products, scaled once, summed in order."""
+    branch, first, end = branch_tile(tl.program_id(0), split, num_rows, M)
+    rows = first + tl.arange(0, M)
+    held = (rows < end)[:, None]
+    cols = tl.program_id(1) * N + tl.arange(0, N)
+    column = tl.minimum(cols, outputs - 1)
+    kept = branch * outputs + column.to(tl.int64)
+    half: tl.constexpr = GROUP // 2
+    steps = tl.arange(0, half)
+    x_tile = x + rows.to(tl.int64)[:, None] * x_stride + steps[None, :]
+    w_tile = weight + kept[:, None] * (inputs // 2) + steps[None, :]
+    s_tile = scale + branch * (inputs // GROUP) * outputs + column
+    acc = tl.zeros((M, N), tl.float32)
+    for group in range(0, inputs // GROUP):
+        low_x = tl.load(x_tile + group * GROUP, held, 0.0)
+        high_x = tl.load(x_tile + group * GROUP + half, held, 0.0)
+        packed = tl.load(w_tile + group * half)
+        low = ((packed & 15).to(tl.int8) - 8).to(low_x.dtype)
+        high = ((packed >> 4).to(tl.int8) - 8).to(low_x.dtype)
+        part = tl.dot(low_x, tl.trans(low), input_precision="ieee")
+        part = tl.dot(high_x, tl.trans(high), part, input_precision="ieee")
+        acc += part * tl.load(s_tile + group * outputs).to(tl.float32)[None, :]
+    if bias is not None:
+        acc += tl.load(bias + kept).to(tl.float32)[None, :]
+    target = out + rows.to(tl.int64)[:, None] * outputs + cols[None, :]
+    tl.store(target, acc.to(out.dtype.element_ty), held & (cols < outputs)[None, :])
+
+
+def int4_tile(rows: int, dtype: torch.dtype) -> Tile:
+    """A step is one group, whatever the tile."""
+    if dtype == torch.float32:
+        return Tile(16 if rows <= 16 else 32, 32, GROUP, 4, 1)
+    if rows <= 16:
+        return Tile(16, 32, GROUP, 4, 4)
+    if rows <= 64:
+        return Tile(64, 32, GROUP, 4, 3)
+    return Tile(128, 64, GROUP, 8, 2)
+
+
+def linear_int4_triton(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int
+) -> torch.Tensor:
+    """One launch for both branches; rows of x may be strided."""
+    check_split(weight, x.shape[0], split)
+    check(x.shape[1] % GROUP == 0, f"inputs: a multiple of {GROUP}")
+    check(weight.is_contiguous() and scale.is_contiguous() and weight.dtype == torch.uint8, "weight, scale: contiguous")
+    x = row_contiguous(x)
+    num_rows, inputs = x.shape
+    outputs = weight.shape[1]
+    tile = int4_tile(max(split, num_rows - split), x.dtype)
+    out = torch.empty(num_rows, outputs, dtype=x.dtype, device=x.device)
+    launch(
+        linear_int4_kernel, (num_row_tiles(num_rows, split, tile.M), cdiv(outputs, tile.N)), x, weight, scale, bias, out,
+        x.stride(0), num_rows, split, num_warps=tile.num_warps, num_stages=tile.num_stages, inputs=inputs,
+        outputs=outputs, M=tile.M, N=tile.N, GROUP=GROUP,
+    )  # fmt: skip
+    return out
+
+
 def fake(x, weight, scale, bias, split):
     return x.new_empty(x.shape[0], weight.shape[1])
 
@@ -71,3 +149,6 @@ linear_int4 = Operator(
     reference=reference,
     fake=fake,
 )
+linear_int4.backend(
+    "triton", devices=("cuda",), supports=lambda x, weight, *_: supported_dtype(x) and weight.is_contiguous()
+)(linear_int4_triton)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import torch
 
+from .branches import check_split
+from .linear import Tile, branch_tile, num_row_tiles
 from .linear import reference as dense
 from .operator import Operator
+from .triton_support import cdiv, check, jit, launch, row_contiguous, supported_dtype, tl
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +39,78 @@ def reference(
     return dense(x.to(wide), weight.to(wide) * scale.to(wide)[..., None], bias, split).to(x.dtype)
 
 
+@jit(varying=("num_rows", "split"))
+def linear_int8_kernel(
+    x,
+    weight,
+    scale,
+    bias,
+    out,
+    x_stride,
+    num_rows,
+    split,
+    inputs: tl.constexpr,
+    outputs: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """One program: M rows of one branch by N results. The integers enter the product exactly; scale and bias join the sum."""
+    branch, first, end = branch_tile(tl.program_id(0), split, num_rows, M)
+    rows = first + tl.arange(0, M)
+    held = rows < end
+    cols = tl.program_id(1) * N + tl.arange(0, N)
+    kept = branch * outputs + tl.minimum(cols, outputs - 1).to(tl.int64)
+    steps = tl.arange(0, K)
+    x_tile = x + rows.to(tl.int64)[:, None] * x_stride + steps[None, :]
+    w_tile = weight + kept[:, None] * inputs + steps[None, :]
+    acc = tl.zeros((M, N), tl.float32)
+    for k in range(0, inputs, K):
+        if inputs % K == 0:
+            a = tl.load(x_tile + k, held[:, None], 0.0)
+            b = tl.load(w_tile + k)
+        else:
+            inside = (k + steps < inputs)[None, :]
+            a = tl.load(x_tile + k, held[:, None] & inside, 0.0)
+            b = tl.load(w_tile + k, inside, 0)
+        acc = tl.dot(a, tl.trans(b.to(a.dtype)), acc, input_precision="ieee")
+    acc *= tl.load(scale + kept)[None, :]
+    if bias is not None:
+        acc += tl.load(bias + kept).to(tl.float32)[None, :]
+    target = out + rows.to(tl.int64)[:, None] * outputs + cols[None, :]
+    tl.store(target, acc.to(out.dtype.element_ty), held[:, None] & (cols < outputs)[None, :])
+
+
+def int8_tile(rows: int, outputs: int, dtype: torch.dtype) -> Tile:
+    """As ``linear_tile``."""
+    if dtype == torch.float32:
+        return Tile(16 if rows <= 16 else 32, 32, 32, 4, 2)
+    if rows <= 16:
+        return Tile(16, 16 if outputs < 8192 else 32, 256, 4, 4)
+    if rows <= 64:
+        return Tile(64, 32, 128, 4, 3)
+    return Tile(128, 128, 64, 8, 3)
+
+
+def linear_int8_triton(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int
+) -> torch.Tensor:
+    """One launch for both branches; rows of x may be strided."""
+    check_split(weight, x.shape[0], split)
+    check(weight.is_contiguous() and scale.is_contiguous() and weight.dtype == torch.int8, "weight, scale: contiguous")
+    x = row_contiguous(x)
+    num_rows, inputs = x.shape
+    outputs = weight.shape[1]
+    tile = int8_tile(max(split, num_rows - split), outputs, x.dtype)
+    out = torch.empty(num_rows, outputs, dtype=x.dtype, device=x.device)
+    launch(
+        linear_int8_kernel, (num_row_tiles(num_rows, split, tile.M), cdiv(outputs, tile.N)), x, weight, scale, bias, out,
+        x.stride(0), num_rows, split, num_warps=tile.num_warps, num_stages=tile.num_stages, inputs=inputs,
+        outputs=outputs, M=tile.M, N=tile.N, K=tile.K,
+    )  # fmt: skip
+    return out
+
+
 def fake(x, weight, scale, bias, split):
     return x.new_empty(x.shape[0], weight.shape[1])
 
@@ -46,3 +121,6 @@ linear_int8 = Operator(
     reference=reference,
     fake=fake,
 )
+linear_int8.backend(
+    "triton", devices=("cuda",), supports=lambda x, weight, *_: supported_dtype(x) and weight.is_contiguous()
+)(linear_int8_triton)
