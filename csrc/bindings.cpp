@@ -39,6 +39,18 @@ void linear(int dtype, Address x, int64_t x_stride, Address weight, Address bias
                                       num_rows, split, n, k});
 }
 
+void linear_int8(int dtype, Address x, int64_t x_stride, Address weight, Address scale, Address bias, Address out,
+                 int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+  launch(kernels().linear_int8, LinearInt8Args{static_cast<DType>(dtype), at(x), x_stride, at<int8_t>(weight),
+                                               at<float>(scale), at(bias), at(out), num_rows, split, n, k});
+}
+
+void linear_int4(int dtype, Address x, int64_t x_stride, Address weight, Address scale, Address bias, Address out,
+                 int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+  launch(kernels().linear_int4, LinearInt4Args{static_cast<DType>(dtype), at(x), x_stride, at<uint8_t>(weight),
+                                               at<bf16>(scale), at(bias), at(out), num_rows, split, n, k});
+}
+
 void rms_norm(int dtype, Address x, Address residual, Address weight, Address out, Address sum_out, int64_t num_rows,
               int64_t split, int64_t hidden, float eps) {
   launch(kernels().rms_norm, RmsNormArgs{static_cast<DType>(dtype), at(x), at(residual), at(weight), at(out),
@@ -145,6 +157,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_num_threads", &set_num_threads, py::arg("count"));
   m.def("read_probe", &read_probe, "Sum of the 8-byte words of a buffer (data, bytes), read once by all threads.");
   m.def("linear", &linear);
+  m.def("linear_int8", &linear_int8);
+  m.def("linear_int4", &linear_int4);
   m.def("rms_norm", &rms_norm);
   m.def("silu_mul", &silu_mul);
   m.def("rope_cache", &rope_cache);

@@ -30,6 +30,28 @@ struct LinearArgs {
   int64_t num_rows, split, n, k;
 };
 
+struct LinearInt8Args {
+  DType dtype;           // of x, bias and out
+  const void* x;         // [num_rows, k], rows x_stride apart
+  int64_t x_stride;
+  const int8_t* weight;  // [branches, n, k], k a multiple of 64
+  const float* scale;    // [branches, n]
+  const void* bias;      // [branches, n] or null
+  void* out;             // [num_rows, n]
+  int64_t num_rows, split, n, k;
+};
+
+struct LinearInt4Args {
+  DType dtype;
+  const void* x;
+  int64_t x_stride;
+  const uint8_t* weight;  // [branches, n, k / 2], k a multiple of 128
+  const bf16* scale;      // [branches, k / 128, n]
+  const void* bias;
+  void* out;
+  int64_t num_rows, split, n, k;
+};
+
 struct RmsNormArgs {
   DType dtype;
   const void* x;         // [num_rows, hidden]
@@ -126,6 +148,8 @@ struct GatherAddArgs {
 #define ANTIPHON_KERNELS(X)                      \
   X(read_probe, ReadProbeArgs)                   \
   X(linear, LinearArgs)                          \
+  X(linear_int8, LinearInt8Args)                 \
+  X(linear_int4, LinearInt4Args)                 \
   X(rms_norm, RmsNormArgs)                       \
   X(silu_mul, SiluMulArgs)                       \
   X(rope_cache, RopeCacheArgs)                   \

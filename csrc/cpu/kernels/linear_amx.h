@@ -6,29 +6,11 @@
 // threads. Tile products flush denormals to zero.
 #pragma once
 
-#include "kernels.h"
-#include "simd.h"
+#include "tiles.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileK = 32;
-
-struct TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_per_row[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// Tiles 0, 1: sums; 2, 3: W; 4: x.
-inline void configure_tiles(int64_t num_rows) {
-  alignas(64) TileConfig config;
-  for (int tile = 0; tile < 5; ++tile) {
-    config.rows[tile] = 16;
-    config.bytes_per_row[tile] = static_cast<uint16_t>(tile == 2 || tile == 3 ? 64 : 4 * num_rows);
-  }
-  _tile_loadconfig(&config);
-}
 
 // x [num_rows, k] → pairs, zero past k; returns the number of tiles along k.
 inline int64_t interleave_pairs(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t k, uint32_t* pairs) {
@@ -48,10 +30,6 @@ inline void copy_partial_tile(const bf16* w, int64_t stride, int64_t rows, int64
   for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kTileK, w + r * stride, columns * sizeof(bf16));
 }
 
-inline void prefetch_rows(const bf16* w, int64_t stride) {
-  for (int64_t r = 0; r < kTileRows; ++r) prefetch(w + r * stride);
-}
-
 // Two blocks of 16 whole rows of W.
 inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int64_t num_rows, float (*sums)[256]) {
   constexpr int64_t kAhead = 4 * kTileK;
@@ -60,23 +38,23 @@ inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < whole; ++i) {
-    prefetch_rows(w + i * kTileK + kAhead, k);
-    prefetch_rows(other + i * kTileK + kAhead, k);
-    _tile_loadd(4, pairs + i * kTileK / 2 * num_rows, x_stride);
-    _tile_loadd(2, w + i * kTileK, stride);
-    _tile_dpbf16ps(0, 2, 4);
-    _tile_loadd(3, other + i * kTileK, stride);
-    _tile_dpbf16ps(1, 3, 4);
+    prefetch_rows(w + i * kTileK + kAhead, stride);
+    prefetch_rows(other + i * kTileK + kAhead, stride);
+    _tile_loadd(6, pairs + i * kTileK / 2 * num_rows, x_stride);
+    _tile_loadd(4, w + i * kTileK, stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, other + i * kTileK, stride);
+    _tile_dpbf16ps(1, 5, 6);
   }
   if (whole * kTileK < k) {
     alignas(64) bf16 partial[2][kTileRows * kTileK];
     copy_partial_tile(w + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[0]);
     copy_partial_tile(other + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[1]);
-    _tile_loadd(4, pairs + whole * kTileK / 2 * num_rows, x_stride);
-    _tile_loadd(2, partial[0], 64);
-    _tile_dpbf16ps(0, 2, 4);
-    _tile_loadd(3, partial[1], 64);
-    _tile_dpbf16ps(1, 3, 4);
+    _tile_loadd(6, pairs + whole * kTileK / 2 * num_rows, x_stride);
+    _tile_loadd(4, partial[0], 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, partial[1], 64);
+    _tile_dpbf16ps(1, 5, 6);
   }
   _tile_stored(0, sums[0], x_stride);
   _tile_stored(1, sums[1], x_stride);
@@ -88,9 +66,9 @@ inline void tile_block(const bf16* w, int64_t rows, int64_t k, const uint32_t* p
   _tile_zero(0);
   for (int64_t begin = 0; begin < k; begin += kTileK) {
     copy_partial_tile(w + begin, k, rows, min64(kTileK, k - begin), partial);
-    _tile_loadd(4, pairs + begin / 2 * num_rows, 4 * num_rows);
-    _tile_loadd(2, partial, 64);
-    _tile_dpbf16ps(0, 2, 4);
+    _tile_loadd(6, pairs + begin / 2 * num_rows, 4 * num_rows);
+    _tile_loadd(4, partial, 64);
+    _tile_dpbf16ps(0, 4, 6);
   }
   _tile_stored(0, sums, 4 * num_rows);
 }

@@ -37,6 +37,15 @@ def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_
 
 
 if available:
-    from . import alias_free_snake, layer_norm_modulate, linear, paged_attention, rms_norm, rope_cache, silu_mul  # noqa: F401
+    from . import (  # noqa: F401
+        alias_free_snake,
+        layer_norm_modulate,
+        linear,
+        linear_quantized,
+        paged_attention,
+        rms_norm,
+        rope_cache,
+        silu_mul,
+    )
 else:
     logging.getLogger("antiphon").info(status())

@@ -1,0 +1,144 @@
+// Exact integer dot products of int8 or int4 weights with activations held as two int8 planes.
+//
+// A row of x is quantised to q = round(x / step), |q| <= 127 * 256, and split into q = 256 high + low with both parts
+// in [-128, 127]. Sums are integers, so neither order nor instruction set changes them; the error against float
+// activations is half a step, 1.5e-5 of the row's largest value.
+#pragma once
+
+#include "simd.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+constexpr float kLargestQuantum = 127.0f * 256.0f;
+
+#if defined(__AVX512VNNI__)
+// 64 products a step; the instruction wants one side unsigned, so weights carry an offset that `start` takes back.
+struct IntDot {
+  static constexpr int width = 64;
+  using Plane = int8_t;
+  using vec = __m512i;
+  using acc = __m512i;
+  static acc start(int32_t offset_sum) { return _mm512_maskz_set1_epi32(1, -offset_sum); }
+  static constexpr int int8_offset = 128;
+  static constexpr int int4_offset = 8;
+  static vec load(const Plane* p) { return _mm512_loadu_si512(p); }
+  static vec load_int8(const int8_t* w) { return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128)); }
+  static void load_int4(const uint8_t* w, vec (&out)[2]) {
+    const __m512i raw = _mm512_loadu_si512(w), mask = _mm512_set1_epi8(15);
+    out[0] = _mm512_and_si512(raw, mask);
+    out[1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+  }
+  static acc step(acc sum, vec w, vec x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static int32_t total(acc sum) { return _mm512_reduce_add_epi32(sum); }
+  static vf combine(acc high, acc low) { return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)); }
+};
+#elif defined(__AVX512BW__)
+struct IntDot {
+  static constexpr int width = 32;
+  using Plane = int16_t;
+  using vec = __m512i;
+  using acc = __m512i;
+  static acc start(int32_t) { return _mm512_setzero_si512(); }
+  static constexpr int int8_offset = 0;
+  static constexpr int int4_offset = 0;
+  static vec load(const Plane* p) { return _mm512_loadu_si512(p); }
+  static vec load_int8(const int8_t* w) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
+  }
+  static void load_int4(const uint8_t* w, vec (&out)[4]) {
+    const __m512i eight = _mm512_set1_epi16(8), mask = _mm512_set1_epi16(15);
+    for (int i = 0; i < 2; ++i) {
+      const __m512i raw = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * i)));
+      out[i] = _mm512_sub_epi16(_mm512_and_si512(raw, mask), eight);
+      out[2 + i] = _mm512_sub_epi16(_mm512_srli_epi16(raw, 4), eight);
+    }
+  }
+  static acc step(acc sum, vec w, vec x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
+  static int32_t total(acc sum) { return _mm512_reduce_add_epi32(sum); }
+  static vf combine(acc high, acc low) { return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)); }
+};
+#elif defined(__AVX2__)
+struct IntDot {
+  static constexpr int width = 16;
+  using Plane = int16_t;
+  using vec = __m256i;
+  using acc = __m256i;
+  static acc start(int32_t) { return _mm256_setzero_si256(); }
+  static constexpr int int8_offset = 0;
+  static constexpr int int4_offset = 0;
+  static vec load(const Plane* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static vec load_int8(const int8_t* w) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+  }
+  static void load_int4(const uint8_t* w, vec (&out)[8]) {
+    const __m256i eight = _mm256_set1_epi16(8), mask = _mm256_set1_epi16(15);
+    for (int i = 0; i < 4; ++i) {
+      const __m256i raw = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 16 * i)));
+      out[i] = _mm256_sub_epi16(_mm256_and_si256(raw, mask), eight);
+      out[4 + i] = _mm256_sub_epi16(_mm256_srli_epi16(raw, 4), eight);
+    }
+  }
+  static acc step(acc sum, vec w, vec x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+  static int32_t total(acc sum) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  }
+  static vf combine(acc high, acc low) { return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high, 8), low)); }
+};
+#else
+struct IntDot {
+  static constexpr int width = 1;
+  using Plane = int8_t;
+  using vec = int32_t;
+  using acc = int32_t;
+  static acc start(int32_t) { return 0; }
+  static constexpr int int8_offset = 0;
+  static constexpr int int4_offset = 0;
+  static vec load(const Plane* p) { return *p; }
+  static vec load_int8(const int8_t* w) { return *w; }
+  static void load_int4(const uint8_t* w, vec (&out)[128]) {
+    for (int i = 0; i < 64; ++i) {
+      out[i] = (w[i] & 15) - 8;
+      out[64 + i] = (w[i] >> 4) - 8;
+    }
+  }
+  static acc step(acc sum, vec w, vec x) { return sum + w * x; }
+  static int32_t total(acc sum) { return sum; }
+  static vf combine(acc high, acc low) { return static_cast<float>(high * 256 + low); }
+};
+#endif
+
+// Largest |q| of a row becomes 127 * 256; returns the step (0 for a row of zeros).
+template <class T>
+inline float quantum(const T* x, int64_t k) {
+  vf largest = set1(0.0f);
+  for_vectors(k, [&](int64_t i, int64_t n) {
+    const vf v = load_upto(x + i, n);
+    largest = max(largest, max(v, sub(set1(0.0f), v)));
+  });
+  return hmax(largest) / kLargestQuantum;
+}
+
+// q = 256 high + low of a row: put(i, high, low, n) for runs of up to 64 columns from i on, n a multiple of 4 wherever
+// k is one.
+template <class T, class Put>
+inline float split_row(const T* x, int64_t k, const Put& put) {
+  constexpr int64_t kRun = 64;
+  const float step = quantum(x, k), inverse = step > 0.0f ? 1.0f / step : 0.0f;
+  alignas(64) float q[kRun];
+  alignas(64) int8_t high[kRun], low[kRun];
+  for (int64_t i = 0; i < k; i += kRun) {
+    const int64_t n = min64(kRun, k - i);
+    for_vectors(n, [&](int64_t j, int64_t m) { store_upto(q + j, nearest(mul(load_upto(x + i + j, m), set1(inverse))), m); });
+    for (int64_t j = 0; j < n; ++j) {
+      const int32_t value = static_cast<int32_t>(q[j]), upper = (value + 128) >> 8;
+      high[j] = static_cast<int8_t>(upper);
+      low[j] = static_cast<int8_t>(value - 256 * upper);
+    }
+    put(i, high, low, n);
+  }
+  return step;
+}
+
+}  // namespace antiphon::ANTIPHON_ISA

@@ -1,0 +1,49 @@
+// What the AMX kernels share: tile shapes and the columns of x as int8 planes.
+#pragma once
+
+#include "int_dot.h"
+#include "kernels.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+constexpr int64_t kTileRows = 16;     // rows of W in a tile
+constexpr int64_t kTileBytes = 64;    // of one row in a tile: 32 bfloat16 or 64 int8
+constexpr int64_t kPlaneRows = 8;     // rows of x whose high and low planes fill the 16 columns of a tile
+
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// All eight tiles have 16 rows; `columns` of 4 bytes in tiles of sums (0..3) and of x (6, 7), 64 bytes of W in 4, 5.
+inline void configure_tiles(int64_t columns) {
+  alignas(64) TileConfig config;
+  for (int tile = 0; tile < 8; ++tile) {
+    config.rows[tile] = 16;
+    config.bytes_per_row[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? kTileBytes : 4 * columns);
+  }
+  _tile_loadconfig(&config);
+}
+
+inline void prefetch_rows(const void* w, int64_t stride) {
+  for (int64_t r = 0; r < kTileRows; ++r) prefetch(static_cast<const char*>(w) + r * stride);
+}
+
+// Up to 8 rows of x as tiles of 64 bytes along k: planes[k / 4][16][4], columns 0..7 high, 8..15 low, zero where there
+// is no row; steps[8]. k is a multiple of 64.
+template <class T>
+inline void plane_tiles(const T* x, int64_t stride, int64_t num_rows, int64_t k, int8_t* planes, float* steps) {
+  std::memset(planes, 0, k * 16);
+  for (int64_t t = 0; t < kPlaneRows; ++t) steps[t] = 0.0f;
+  for (int64_t t = 0; t < num_rows; ++t)
+    steps[t] = split_row(x + t * stride, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t n) {
+      for (int64_t j = 0; j < n; j += 4) {
+        int8_t* group = planes + (i + j) * 16;
+        std::memcpy(group + 4 * t, high + j, 4);
+        std::memcpy(group + 4 * (t + kPlaneRows), low + j, 4);
+      }
+    });
+}
+
+}  // namespace antiphon::ANTIPHON_ISA

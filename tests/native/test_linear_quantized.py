@@ -1,0 +1,117 @@
+"""int8 and int4 linear: packing, the native kernels against the reference, bitwise batch and thread invariance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import antiphon_kernels as ak
+from antiphon_kernels import linear_int4, linear_int8
+from antiphon_kernels.linear_int4 import dequantize as dequantize_int4
+from antiphon_kernels.linear_int4 import pack
+from antiphon_kernels.linear_int4 import quantize as quantize_int4
+from antiphon_kernels.linear_int8 import dequantize as dequantize_int8
+from antiphon_kernels.linear_int8 import quantize as quantize_int8
+from antiphon_kernels.native import available
+
+DTYPES = [torch.float32, torch.bfloat16]
+SCHEMES = {"int8": (linear_int8, quantize_int8), "int4": (linear_int4, quantize_int4)}
+SHAPES = [  # rows, out, in, split
+    (1, 1, 128, 1),  # smallest
+    (2, 33, 128, 2),  # one row above two tiles
+    (5, 47, 384, 2),  # both branches, nothing whole
+    (9, 64, 256, 0),  # second branch alone, second group of rows
+    (16, 31, 2048, 16),  # the most rows; long sums
+]
+
+
+def build(scheme: str, rows: int, n: int, k: int, split: int, dtype: torch.dtype):
+    torch.manual_seed(rows * n + k)
+    branches = 1 if split == rows else 2
+    weight, scale = SCHEMES[scheme][1](torch.randn(branches, n, k) / k**0.5)
+    x = torch.randn(rows, k)
+    x[:, 3] *= 30  # an outlier channel, as language models have
+    return x.to(dtype), weight, scale, torch.randn(branches, n).to(dtype), split
+
+
+def native(scheme: str, *args) -> torch.Tensor:
+    with ak.use_backend("native"):
+        return SCHEMES[scheme][0](*args)
+
+
+def test_int8_rounds_to_the_nearest_level():
+    weight = torch.randn(3, 7, 64)
+    values, scale = quantize_int8(weight)
+    assert (values.abs().amax(-1) == 127).all()
+    assert ((dequantize_int8(values, scale, torch.float32) - weight).abs() <= scale[..., None] * 0.5001).all()
+    assert (quantize_int8(torch.zeros(1, 2, 64))[0] == 0).all()
+
+
+def test_int4_packs_what_it_unpacks():
+    values = torch.randint(-8, 8, (2, 5, 3, 128)).float()
+    one = torch.ones(2, 3, 5, dtype=torch.bfloat16)
+    assert torch.equal(dequantize_int4(pack(values), one, torch.float32), values.flatten(-2))
+
+
+def test_int4_error_is_within_half_a_level_where_nothing_is_clipped():
+    weight = torch.randn(4, 256)
+    packed, scale = quantize_int4(weight)
+    assert packed.shape == (4, 128) and scale.shape == (2, 4)
+    error = (dequantize_int4(packed, scale, torch.float32) - weight).square().mean().sqrt()
+    assert error < 0.12  # of weights of variance 1; uniform rounding at max / 7 gives about 0.11
+
+
+@pytest.mark.skipif(not available, reason="native module not built")
+class TestNative:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    @pytest.mark.parametrize("with_bias", [False, True])
+    def test_agrees_with_reference(self, scheme, shape, dtype, with_bias, isa, poison):
+        x, weight, scale, bias, split = build(scheme, *shape, dtype)
+        bias = bias if with_bias else None
+        wide_bias = None if bias is None else bias.double()
+        exact = SCHEMES[scheme][0].reference(x.double(), weight, scale, wide_bias, split)
+        step = x.double().abs().amax(-1, keepdim=True) / 32512
+        activation_error = step * 0.5 * weight_norm(scheme, weight, scale, split, len(x)) * 4  # four sigma
+        bound = activation_error + torch.finfo(dtype).eps * exact.abs() + 1e-6 * exact.abs().max()
+        used = ((native(scheme, x, weight, scale, bias, split) - exact).abs() / bound).max().item()
+        print(f"{scheme} {shape} {dtype} {isa}: {100 * used:.0f} % of the error budget")
+        assert used <= 1
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_a_row_is_the_same_at_every_batch_size_and_thread_count(self, scheme, dtype, isa, with_threads):
+        x, weight, scale, bias, _ = build(scheme, 16, 75, 384, 16, dtype)
+        rest = (weight, scale, bias)
+        alone = torch.cat([with_threads(1, lambda t=t: native(scheme, x[t : t + 1], *rest, 1)) for t in range(16)])
+        for rows in (2, 3, 7, 8, 9, 16):
+            for threads in (1, 2, 3):
+                out = with_threads(threads, lambda rows=rows: native(scheme, x[:rows], *rest, rows))
+                assert torch.equal(out, alone[:rows]), (rows, threads)
+
+    def test_int8_is_the_same_on_every_instruction_set(self, isa):
+        from antiphon_kernels import _native
+
+        args = build("int8", 9, 47, 384, 4, torch.float32)
+        here = native("int8", *args)
+        _native.set_isa("scalar")
+        assert torch.equal(here, native("int8", *args))
+
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_strided_inputs_zeros_and_many_rows(self, scheme, isa):
+        x, weight, scale, bias, split = build(scheme, 5, 47, 384, 2, torch.bfloat16)
+        expected = native(scheme, x, weight, scale, bias, split)
+        apart = torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0]
+        shifted = torch.cat((weight.new_zeros(1), weight.flatten()))[1:].view(weight.shape)
+        assert torch.equal(native(scheme, apart, shifted, scale, bias, split), expected)
+        zeros = native(scheme, torch.zeros_like(x), weight, scale, bias, split)
+        assert torch.equal(zeros[:2], bias[:1].expand(2, -1)) and torch.equal(zeros[2:], bias[1:].expand(3, -1))
+        many = native(scheme, x[:1].expand(40, -1), weight[:1], scale[:1], bias[:1], 40)
+        assert (many[0] - expected[0]).abs().max() < 0.05 * expected.abs().max()
+
+
+def weight_norm(scheme: str, weight: torch.Tensor, scale: torch.Tensor, split: int, rows: int) -> torch.Tensor:
+    """[rows, out]: the Euclidean norm of the weights that each output sees."""
+    wide = (dequantize_int8 if scheme == "int8" else dequantize_int4)(weight, scale, torch.float64).norm(dim=-1)
+    return torch.cat((wide[:1].expand(split, -1), wide[-1:].expand(rows - split, -1)))
