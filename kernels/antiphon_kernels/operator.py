@@ -87,6 +87,11 @@ class Operator:
         """The implementation called ``name``; KeyError if there is none."""
         return self._implementations[name].function
 
+    def supports(self, name: str, *args) -> bool:
+        """Whether the implementation called ``name`` exists and takes this call."""
+        implementation = self._implementations.get(name)
+        return implementation is not None and (implementation.supports is None or implementation.supports(*args))
+
     def _plan(self, device: str) -> tuple[tuple[str, _Implementation], ...]:
         plan = self._plans.get(device)
         if plan is None:
