@@ -16,6 +16,7 @@ from .linear_fp8 import linear_fp8
 from .linear_int4 import linear_int4
 from .linear_int8 import linear_int8
 from .linear_silu_mul import linear_silu_mul
+from .linear_weight import LinearWeight
 from .operator import BackendError, Operator, count_calls, operators, set_backend, use_backend
 from .paged_attention import paged_attention
 from .rms_norm import rms_norm
@@ -26,6 +27,7 @@ from .vq_nearest import vq_nearest
 
 __all__ = [
     "BackendError",
+    "LinearWeight",
     "Operator",
     "Stop",
     "add_rms_norm",

@@ -55,7 +55,8 @@ def forced_logits(model, prompt, text, audio):
     hidden = states[f"upper.{model.num_upper_layers - 1}"].unflatten(0, (2, length))[:, p - 1 :].float()
     scale = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + model.config.rms_norm_eps)
     normed = ((hidden * scale).bfloat16() * model.final_norm[:, None]).to(torch.bfloat16)
-    return [(rows @ head[0].T).float() for rows, head in zip(normed, (model.lm_head, model.audio_head), strict=True)]
+    heads = (model.lm_head.weight[0], model.audio_head.weight[0])
+    return [(rows @ head.T).float() for rows, head in zip(normed, heads, strict=True)]
 
 
 def test_forced_streams_agree_wherever_the_margin_decides(model, tiny_runtime, golden, recordings):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from antiphon_kernels import add_rms_norm, dual_embed, linear, paged_attention, rms_norm, rope_cache, silu_mul
+from antiphon_kernels import LinearWeight, add_rms_norm, dual_embed, paged_attention, rms_norm, rope_cache, silu_mul
 
 from ..config import LlmConfig
 
@@ -79,19 +79,21 @@ def rotary_table(num_positions: int, head_dim: int, theta: float, device: torch.
 
 
 class DecoderLayer:
-    """One Qwen2 layer in branch form: every weight has a leading branch dimension (1 in the trunk, 2 in a paired layer)."""
+    """One Qwen2 layer in branch form: every weight has a leading branch dimension (1 in the trunk, 2 in a paired layer).
+
+    The four matrices are plain or quantised, whichever is stored (``LinearWeight``).
+    """
 
     def __init__(self, config: LlmConfig, weights: dict[str, Tensor], prefix: str):
         self.num_heads = config.num_heads
         self.eps = config.rms_norm_eps
         self.scale = config.head_dim**-0.5
         self.input_norm = weights[f"{prefix}.input_norm"]
-        self.qkv_weight = weights[f"{prefix}.qkv_weight"]
-        self.qkv_bias = weights[f"{prefix}.qkv_bias"]
-        self.o_weight = weights[f"{prefix}.o_weight"]
+        self.qkv = LinearWeight.named(weights, f"{prefix}.qkv_weight", bias=f"{prefix}.qkv_bias")
+        self.output = LinearWeight.named(weights, f"{prefix}.o_weight")
         self.post_norm = weights[f"{prefix}.post_norm"]
-        self.gate_up = weights[f"{prefix}.gate_up"]
-        self.down = weights[f"{prefix}.down"]
+        self.gate_up = LinearWeight.named(weights, f"{prefix}.gate_up")
+        self.down = LinearWeight.named(weights, f"{prefix}.down")
 
     @property
     def num_branches(self) -> int:
@@ -112,14 +114,14 @@ class DecoderLayer:
             y, residual = rms_norm(x, self.input_norm, split, self.eps), x
         else:
             y, residual = add_rms_norm(x, residual, self.input_norm, split, self.eps)
-        qkv = linear(y, self.qkv_weight, self.qkv_bias, split)
+        qkv = self.qkv(y, split)
         q = rope_cache(qkv, layout.positions, *rotary, layout.slots, kv[0], kv[1], self.num_heads)
         attended = paged_attention(
             q, kv[0], kv[1], layout.block_tables, layout.cu_seqlens_q, layout.seq_lens, layout.max_seqlen_q, self.scale
         )
-        x = linear(attended.flatten(1), self.o_weight, None, split)
+        x = self.output(attended.flatten(1), split)
         y, residual = add_rms_norm(x, residual, self.post_norm, split, self.eps)
-        x = linear(silu_mul(linear(y, self.gate_up, None, split)), self.down, None, split)
+        x = self.down(silu_mul(self.gate_up(y, split)), split)
         return x, residual
 
 
@@ -134,7 +136,7 @@ class DualQwen:
         self.num_upper_layers = max(config.num_text_layers, config.num_audio_layers)
         self.upper = [DecoderLayer(config, weights, f"upper.{j}") for j in range(self.num_upper_layers)]
         self.final_norm = weights["final_norm"]
-        self.lm_head, self.audio_head = weights["lm_head"][None], weights["audio_head"][None]
+        self.lm_head, self.audio_head = (LinearWeight.named(weights, head) for head in ("lm_head", "audio_head"))
         self.rotary = rotary_table(config.max_positions, config.head_dim, config.rope_theta, self.embed_table.device)
 
     def adapt(self, features: Tensor) -> Tensor:
@@ -215,8 +217,6 @@ class DualQwen:
         y = rms_norm(hidden[layout.head_rows], self.final_norm, split, self.config.rms_norm_eps)
         text, audio = y[:split], y[split:]
         return (
-            linear(text, self.lm_head, None, text.shape[0]) if split else y.new_empty(0, self.config.vocab_size),
-            linear(audio, self.audio_head, None, audio.shape[0])
-            if len(audio)
-            else y.new_empty(0, self.config.vocab_size),
+            self.lm_head(text, text.shape[0]) if split else y.new_empty(0, self.config.vocab_size),
+            self.audio_head(audio, audio.shape[0]) if len(audio) else y.new_empty(0, self.config.vocab_size),
         )

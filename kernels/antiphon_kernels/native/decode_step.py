@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import operator
 from ..linear import linear
+from ..linear_weight import LinearWeight
 from .arguments import DTYPES
 from .linear import MAX_ROWS
 
@@ -22,12 +23,11 @@ class Layer(Protocol):
     """Weights of one Qwen2 layer with a leading branch dimension, as ``linear`` and ``rms_norm`` take them."""
 
     input_norm: Tensor
-    qkv_weight: Tensor
-    qkv_bias: Tensor
-    o_weight: Tensor
+    qkv: LinearWeight
+    output: LinearWeight
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: LinearWeight
+    down: LinearWeight
     num_heads: int
     eps: float
 
@@ -39,8 +39,8 @@ class Model(Protocol):
     upper: Sequence[Layer]
     embed_table: Tensor
     final_norm: Tensor
-    lm_head: Tensor
-    audio_head: Tensor
+    lm_head: LinearWeight
+    audio_head: LinearWeight
     rotary: tuple[Tensor, Tensor]
 
 
@@ -66,9 +66,9 @@ class Layout(Protocol):
 
 
 def available_for(model: Model, kv_trunk: Tensor, kv_upper: Tensor) -> bool:
-    """True if the model and its pages are contiguous CPU tensors of one native dtype."""
+    """True if the model and its pages are contiguous CPU tensors of one native dtype, none of them quantised."""
     dtype = model.embed_table.dtype
-    tensors = [model.embed_table, model.final_norm, model.lm_head, model.audio_head, kv_trunk, kv_upper]
+    tensors = [model.embed_table, model.final_norm, model.lm_head.weight, model.audio_head.weight, kv_trunk, kv_upper]
     for layer in (*model.trunk, *model.upper):
         tensors += _weights(layer)
     return dtype in DTYPES and all(t.dtype == dtype and t.is_contiguous() and t.device.type == "cpu" for t in tensors)
@@ -86,12 +86,13 @@ class DecodeStep:
         from .. import _native
 
         self._keep = (model, kv_trunk, kv_upper)
-        self._dtype, self._vocabulary = model.embed_table.dtype, model.lm_head.shape[-2]
+        self._dtype, self._vocabulary = model.embed_table.dtype, model.lm_head.num_outputs
         first = model.trunk[0]
         page_size, num_kv_heads, head_dim = kv_trunk.shape[3:]
-        hidden, intermediate = model.embed_table.shape[1], first.down.shape[-1]
+        hidden, intermediate = model.embed_table.shape[1], first.down.num_inputs
         sizes = [hidden, intermediate, first.num_heads, num_kv_heads, head_dim, page_size, self._vocabulary]
-        tensors = (model.embed_table, model.final_norm, model.lm_head, model.audio_head, *model.rotary)
+        heads = (model.lm_head.weight, model.audio_head.weight)
+        tensors = (model.embed_table, model.final_norm, *heads, *model.rotary)
         self._step = _native.DecodeStep(
             DTYPES[self._dtype],
             [*sizes, num_text_layers, num_audio_layers],
@@ -136,12 +137,12 @@ class DecodeStep:
 def _weights(layer: Layer) -> list[Tensor]:
     return [
         layer.input_norm,
-        layer.qkv_weight,
-        layer.qkv_bias,
-        layer.o_weight,
+        layer.qkv.weight,
+        layer.qkv.bias,
+        layer.output.weight,
         layer.post_norm,
-        layer.gate_up,
-        layer.down,
+        layer.gate_up.weight,
+        layer.down.weight,
     ]
 
 

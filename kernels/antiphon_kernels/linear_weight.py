@@ -1,0 +1,66 @@
+"""A linear map with its weights, plain or quantised: which operator runs follows from what is stored, not from the caller.
+
+    plain   weight float [B, out, in], no scale                                     linear
+    int8    weight int8 [B, out, in], scale float32 [B, out]                        linear_int8
+    int4    weight uint8 [B, out, in / 2], scale bfloat16 [B, in / 128, out]        linear_int4
+    fp8     weight float8_e4m3fn [B, out, in], scale float32 [B, out]               linear_fp8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .linear import linear
+from .linear_fp8 import linear_fp8
+from .linear_int4 import linear_int4
+from .linear_int8 import linear_int8
+
+SCHEMES = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
+"""What the dtype of a scaled weight says."""
+_OPERATORS = {"int8": linear_int8, "int4": linear_int4, "fp8": linear_fp8}
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """One linear map in branch form; call it with rows x [T, in] and the number of rows of branch 0."""
+
+    weight: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.weight.dtype not in SCHEMES:
+            raise TypeError(f"a scaled weight must be one of {', '.join(map(str, SCHEMES))}, got {self.weight.dtype}")
+
+    @classmethod
+    def named(cls, weights: Mapping[str, Tensor], name: str, bias: str | None = None) -> LinearWeight:
+        """The map ``name`` of packed weights, with its ``name.scale`` if it is quantised; [out, in] is taken as one branch."""
+        weight, scale = weights[name], weights.get(f"{name}.scale")
+        if weight.ndim == 2:
+            weight, scale = weight[None], None if scale is None else scale[None]
+        return cls(weight, scale, None if bias is None else weights[bias])
+
+    @property
+    def num_inputs(self) -> int:
+        """Width of the rows that it takes."""
+        return self.weight.shape[-1] * (2 if self.scheme == "int4" else 1)
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the rows that it gives."""
+        return self.weight.shape[-2]
+
+    @property
+    def scheme(self) -> str:
+        """``plain``, ``int8``, ``int4`` or ``fp8``."""
+        return "plain" if self.scale is None else SCHEMES[self.weight.dtype]
+
+    def __call__(self, x: Tensor, split: int) -> Tensor:
+        """x [T, in] → [T, out]."""
+        if self.scale is None:
+            return linear(x, self.weight, self.bias, split)
+        return _OPERATORS[self.scheme](x, self.weight, self.scale, self.bias, split)
