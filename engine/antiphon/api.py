@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from .deltas import AudioDelta, Delta, FinishDelta, TextDelta
 from .engine import Engine
 from .engine_config import EngineConfig
+from .errors import AntiphonError
 from .live_request import PreparedRequest, prepare
 from .request import GenerationRequest, sampling_params
 from .runtime import Runtime, load_runtime
@@ -52,8 +54,9 @@ class KimiAudio:
             dtype=dtype,
             speech_tokenizer=speech_tokenizer,
         )
-        self.engine = Engine(self.runtime, EngineConfig(max_sequences=1))
+        self.engine = Engine(self.runtime, EngineConfig(max_sequences=4, max_voices=2))
         self._lock = threading.Lock()
+        self._deltas: dict[str, deque[Delta | AntiphonError]] = {}
 
     def generate(self, chats: Sequence[Mapping[str, Any]], output_type: str = "text", *args, **options):
         """Answer a conversation; arguments as for :meth:`generate_stream`.
@@ -137,17 +140,34 @@ class KimiAudio:
             return trace(self.runtime, prepared)
 
     def _run(self, prepared: PreparedRequest) -> Iterator[Delta]:
-        """Step the engine until this request's last delta; leaving early ends the request."""
+        """Step the engine until this request's last delta; leaving early ends the request.
+
+        Several generations may be under way at once, in one thread or in many: whoever needs a delta steps the engine, and
+        everybody's deltas are kept for them.
+        """
+        deltas: deque[Delta | AntiphonError] = deque()
         with self._lock:
             request_id = self.engine.add(prepared)
-            try:
-                while request_id in self.engine.live or self.engine.has_work:
-                    for output in self.engine.step():
-                        if output.request_id != request_id:
-                            continue
-                        if isinstance(output.delta, Exception):
-                            raise output.delta
-                        yield output.delta
-            finally:
-                if self.engine.abort(request_id):
-                    self.engine.step()
+            self._deltas[request_id] = deltas
+        try:
+            while True:
+                with self._lock:
+                    if not deltas:
+                        self._step()
+                        continue
+                delta = deltas.popleft()
+                if isinstance(delta, AntiphonError):
+                    raise delta
+                yield delta
+                if isinstance(delta, FinishDelta):
+                    return
+        finally:
+            with self._lock:
+                del self._deltas[request_id]
+                self.engine.abort(request_id)
+
+    def _step(self) -> None:
+        """One step of the engine; deltas go to whom they belong, those of abandoned requests nowhere."""
+        for request_id, delta in self.engine.step():
+            if request_id in self._deltas:
+                self._deltas[request_id].append(delta)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -19,16 +20,29 @@ from antiphon_kernels import Stop
 from .conversation import Conversation
 from .deltas import Delta
 from .engine_config import EngineConfig, kv_sizes, resolve
-from .errors import AntiphonError, EngineError, InputError, OverloadedError
+from .errors import AntiphonError, EngineError, OverloadedError
 from .execution.decode_state import DecodeState
 from .execution.kv_cache import allocate
 from .execution.llm_runner import LlmRunner, StepOutput
 from .live_request import LiveRequest, PreparedRequest, feature_spans, prepare
 from .request import GenerationRequest, step_limit
 from .runtime import Runtime
-from .scheduler import KVPools, Policy, RequestState, Scheduler, SchedulerConfig, SequencePlan, StepPlan, StepResults
+from .scheduler import (
+    DeadlinePolicy,
+    KVPools,
+    LinearCostModel,
+    Policy,
+    RequestState,
+    Scheduler,
+    SchedulerConfig,
+    SequencePlan,
+    SpeechJob,
+    StepPlan,
+    StepResults,
+)
 from .solo import adapted_features
-from .speech import SpeechStream, SpeechWork, StreamingDetokenizer
+from .speech import StreamingDetokenizer
+from .speech_stage import SpeechStage
 from .step_builder import PromptChunk, StepBuilder
 
 logger = logging.getLogger(__name__)
@@ -47,7 +61,7 @@ class Engine:
     Args:
         runtime: the loaded model.
         config: limits; "auto" values are resolved here, see :attr:`config`.
-        policy: who goes first; default: first come, first served.
+        policy: who goes first; default: by the deadlines of those who listen.
         clock: seconds, for arrival order and timings.
     """
 
@@ -67,6 +81,7 @@ class Engine:
             allocate(llm, sizes, runtime.dtype, runtime.device),
             DecodeState(llm, self.config.max_sequences, runtime.device),
         )
+        self._cost = LinearCostModel()
         self.scheduler = Scheduler(
             SchedulerConfig(
                 token_budget=self.config.token_budget,
@@ -75,14 +90,14 @@ class Engine:
                 prefix_caching=self.config.prefix_caching,
             ),
             KVPools(sizes.trunk, sizes.text, sizes.audio),
-            policy,
+            policy if policy is not None else DeadlinePolicy(cost=self._cost),
         )
-        self.voice = None
+        self.speech = None
         if runtime.can_speak:
-            self.voice = StreamingDetokenizer(runtime.flow, runtime.vocoder, max_streams=self.config.max_sequences)
+            detokenizer = StreamingDetokenizer(runtime.flow, runtime.vocoder, max_streams=self.config.max_voices)
+            self.speech = SpeechStage(detokenizer, self._choose_speech, self._cost.observe_speech, clock)
         self.live: dict[str, LiveRequest] = {}
         self._to_encode: list[LiveRequest] = []
-        self._speaking: dict[str, LiveRequest] = {}
         self._outputs: list[Output] = []
         self._builder = StepBuilder(self.config.max_sequences, self._prompt_chunk)
         self._ids = itertools.count(1)
@@ -132,8 +147,8 @@ class Engine:
     def check(self) -> None:
         """AssertionError unless all books balance: pages, slots, voices. For tests and idle time."""
         self.scheduler.check()
-        held = sum(live.voice is not None and not live.voice.closed for live in self.live.values())
-        assert self.voice is None or self.voice.pool.num_free + held == self.voice.pool.num_slots, "a voice is lost"
+        if self.speech is not None:
+            self.speech.check()
 
     def conversation(self, live: LiveRequest) -> Conversation:
         """What was said so far in a request, for a next turn; complete once it is finished."""
@@ -176,6 +191,8 @@ class Engine:
             cache_salt=request.cache_salt,
         )
         live.state = self.scheduler.add(state)
+        if live.speaks:
+            self._tell_playback(live)
 
     # -- think ---------------------------------------------------------------------------------------------------
 
@@ -186,13 +203,15 @@ class Engine:
             return
         try:
             self._assign(plan)
+            started = self.clock()
             output = self.runner.run(self._builder.build(plan))
         except Exception as error:
-            logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.sequences))
+            logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.request_ids))
             self.scheduler.discard(plan)
-            for sequence in plan.sequences:
-                self._fail(self.live[sequence.request_id], EngineError(f"the model step failed: {error}"))
+            for request_id in plan.request_ids:
+                self._fail(self.live[request_id], EngineError(f"the model step failed: {error}"))
             return
+        self._cost.observe_llm_step(plan.num_rows - plan.num_decodes, plan.num_decodes, self.clock() - started)
         self._commit(plan, output)
 
     def _assign(self, plan: StepPlan) -> None:
@@ -220,19 +239,17 @@ class Engine:
         """Tell the scheduler, then every request, which pair it drew."""
         finished = [stop != Stop.RUNNING for stop in output.stop]
         self.scheduler.commit(plan, StepResults(output.text, output.audio, output.text_ended, finished))
-        sampling = plan.sampling
-        slots = [sequence.slot for sequence in sampling]
-        self._builder.last_audio[slots] = output.audio
-        self._builder.last_text[slots] = output.text
-        for sequence, text, audio, stop in zip(sampling, output.text, output.audio, output.stop, strict=True):
-            live = self.live.get(sequence.request_id)
-            if live is not None:
+        sampling = np.flatnonzero(plan.samples)
+        self._builder.last_audio[plan.slots[sampling]] = output.audio
+        self._builder.last_text[plan.slots[sampling]] = output.text
+        for i, text, audio, stop in zip(sampling.tolist(), output.text, output.audio, output.stop, strict=True):
+            if live := self.live.get(plan.request_ids[i]):
                 self._take(live, text, audio, Stop(stop))
 
     def _take(self, live: LiveRequest, text: int, audio: int, stop: Stop) -> None:
         new, speech = live.generation.push(text, audio)
         if live.speaks and speech is not None:
-            self._open_voice(live).push([speech])
+            self.speech.push(live, speech)
         if live.generation.stopped and stop is Stop.RUNNING:
             self.scheduler.abort(live.request_id, "stop")
             stop = Stop.TEXT_EOS
@@ -240,46 +257,35 @@ class Engine:
             new += live.generation.end(stop)
         self._emit(live, live.generation.text_delta(new))
         if stop is not Stop.RUNNING:
-            if live.voice is not None:
-                live.voice.finish()
+            if live.speaks:
+                self.speech.end(live)
             self._finish_if_done(live)
 
     # -- speak ---------------------------------------------------------------------------------------------------
 
-    def _open_voice(self, live: LiveRequest) -> SpeechStream:
-        """The request's stream of sound, opened with its first speech token."""
-        if live.voice is None:
-            request = live.prepared.request
-            seed = live.prepared.seed if request.noise is None else None
-            live.voice = self.voice.open(request.speech, seed=seed, noise=request.noise)
-            self._speaking[live.request_id] = live
-        return live.voice
-
     def _speak(self) -> None:
-        """Solve and vocode the chunks that are ready, many streams in one batch."""
-        ready = [live for live in self._speaking.values() if live.voice.ready][: self.config.max_speech_batch]
-        work = {live.request_id: (live.voice, *live.voice.pop()) for live in ready}
-        pieces = self._solve(work)
-        for request_id, piece in zip(work, pieces, strict=True):
-            live = self.live[request_id]
-            self._emit(live, live.generation.audio_delta(piece))
+        """Solve and vocode the chunks that are due, many streams in one batch."""
+        if self.speech is None:
+            return
+        for live, result in self.speech.step():
+            if isinstance(result, AntiphonError):
+                self._fail(live, result)
+                continue
+            self._emit(live, live.generation.audio_delta(result))
+            self._tell_playback(live)
             self._finish_if_done(live)
 
-    def _solve(self, work: dict[str, SpeechWork]) -> list[np.ndarray]:
-        """Samples of every chunk of ``work``; a request whose noise does not fit is failed and taken out of ``work``."""
-        while work:
-            try:
-                return self.voice.run(list(work.values()))
-            except InputError as error:
-                culprit = next(i for i, (stream, _, _) in work.items() if stream is error.stream)
-                del work[culprit]
-                self._fail(self.live[culprit], error)
-            except Exception as error:
-                logger.exception("a speech step failed; its %d requests end with an error", len(work))
-                for request_id in work:
-                    self._fail(self.live[request_id], EngineError(f"the speech step failed: {error}"))
-                work.clear()
-        return []
+    def _choose_speech(self, jobs: list[SpeechJob]) -> list[SpeechJob]:
+        scheduler = self.scheduler
+        prompts = [live.arrival for live in self._to_encode] + [s.arrival for s in scheduler.prefilling.values()]
+        oldest = min([*prompts, *(entry[1] for entry in scheduler.waiting[:1])], default=math.inf)
+        return scheduler.policy.choose_speech(self.clock(), jobs, scheduler.table, oldest, self.config.max_speech_batch)
+
+    def _tell_playback(self, live: LiveRequest) -> None:
+        """When this request's listener runs out of sound, and at which step its next chunk will be complete."""
+        steps = max(len(live.generation.streams.audio), self.runtime.config.llm.audio_delay)
+        chunk_steps = steps + self.speech.tokens_needed(live)
+        self.scheduler.set_playback(live.request_id, self.speech.play_end(live), chunk_steps)
 
     # -- emit ----------------------------------------------------------------------------------------------------
 
@@ -288,7 +294,7 @@ class Engine:
 
     def _finish_if_done(self, live: LiveRequest) -> None:
         """The last delta, once the streams have ended and all sound is out."""
-        if live.request_id in self.scheduler.requests or (live.voice is not None and not live.voice.done):
+        if live.request_id in self.scheduler.requests or (live.speaks and not self.speech.is_done(live)):
             return
         self._drop(live)
         self._outputs.append(Output(live.request_id, live.generation.finish()))
@@ -310,9 +316,8 @@ class Engine:
     def _drop(self, live: LiveRequest) -> None:
         """Free everything a request holds, whatever its stage."""
         self.live.pop(live.request_id, None)
-        self._speaking.pop(live.request_id, None)
         if live in self._to_encode:
             self._to_encode.remove(live)
         self.scheduler.abort(live.request_id)
-        if live.voice is not None:
-            live.voice.close()
+        if self.speech is not None:
+            self.speech.drop(live)

@@ -18,7 +18,8 @@ class EngineConfig:
     """What an engine may hold and do in one step. None means "auto", see :func:`resolve`.
 
     max_sequences: requests that generate at once. token_budget: rows of one language-model step. kv_bytes: memory of all
-    key/value pages. kv_pages: pages per group instead. max_speech_batch: chunks in one ODE solve. max_waiting: requests that
+    key/value pages. kv_pages: pages per group instead. max_voices: requests whose sound is being made at once (default: max_sequences). max_speech_batch:
+    chunks in one ODE solve. max_waiting: requests that
     may queue before new ones are refused. keep_text_branch: run the text branch of speaking requests to the end, so that
     the next turn of a conversation finds its text keys in the cache; costs the branch, changes no token.
     """
@@ -27,6 +28,7 @@ class EngineConfig:
     token_budget: int = 512
     kv_bytes: int | None = None
     kv_pages: int | None = None
+    max_voices: int | None = None
     max_speech_batch: int = 16
     max_waiting: int = 1024
     prefix_caching: bool = True
@@ -42,6 +44,7 @@ class EngineConfig:
 
 def resolve(config: EngineConfig, llm: LlmConfig, dtype: torch.dtype) -> EngineConfig:
     """``config`` with every "auto" filled in: one longest request must always fit, more as the memory allows."""
+    config = replace(config, max_voices=config.max_voices or config.max_sequences)
     if config.kv_pages is not None:
         return config
     trunk, upper = page_bytes(llm, dtype)

@@ -14,7 +14,6 @@ from .prompt import Message, Prompt, load_recordings, parse_messages, wants_feat
 from .request import GenerationRequest, step_limit
 from .runtime import Runtime
 from .scheduler import FeatureSpan, RequestState
-from .speech import SpeechStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ def prepare(request: GenerationRequest, runtime: Runtime) -> PreparedRequest:
 class LiveRequest:
     """Mutable state of one accepted request. The engine alone touches it.
 
-    ``prompt`` and ``state`` (the scheduler's) are set when its recordings are encoded, ``voice`` with them if it speaks.
+    ``prompt`` and ``state`` (the scheduler's) are set when its recordings are encoded.
     """
 
     def __init__(self, request_id: str, prepared: PreparedRequest, runtime: Runtime, clock: Callable[[], float]):
@@ -73,7 +72,6 @@ class LiveRequest:
         self.feature_rows: np.ndarray | None = None
         self.features: Tensor | None = None
         self.state: RequestState | None = None
-        self.voice: SpeechStream | None = None
 
     @property
     def speaks(self) -> bool:

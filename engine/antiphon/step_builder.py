@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .execution.step_batch import StepBatch
-from .execution.upload import upload
 from .scheduler import SequencePlan, StepPlan
+from .upload import upload
 
 
 class PromptChunk(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from antiphon.scheduler import (
 )
 
 COST = LinearCostModel(step_base=0.01, prefill_token=1e-3, decode_row=1e-3, speech_base=0.02, speech_frame=1e-3)
-OPTIONS = DeadlineOptions(far_ahead=2.0, step=0.05, margin=0.1, speech_batch=0.3, min_prefill_tokens=8)
+OPTIONS = DeadlineOptions(
+    far_ahead=2.0, step=0.05, margin=0.1, speech_batch=0.3, min_prefill_tokens=8, typical_frames=30
+)
 
 
-def policy() -> DeadlinePolicy:
-    return DeadlinePolicy(OPTIONS, COST)
+def policy(**costs: float) -> DeadlinePolicy:
+    return DeadlinePolicy(OPTIONS, replace(COST, **costs))
 
 
 def decoding(m, play_ends: list[float | None]) -> list:
@@ -31,7 +34,7 @@ def decoding(m, play_ends: list[float | None]) -> list:
         m.step()
     for state, play_end in zip(states, play_ends):
         if play_end is not None:
-            m.scheduler.set_play_end(state.request_id, play_end)
+            m.scheduler.set_playback(state.request_id, play_end, state.num_generated)
     return states
 
 
@@ -53,7 +56,7 @@ def test_playback_clock_counts_gaps():
 
 
 def test_streams_far_ahead_pause_while_a_prompt_is_computed(machine):
-    m = machine(policy=policy())
+    m = machine(policy=policy(decode_row=5e-3))
     near, far, silent = decoding(m, [1.0, 60.0, None])
     assert len(order(m, 0.0).decodes) == 3, "nobody waits: all run"
     m.add("new", 40)
@@ -63,8 +66,16 @@ def test_streams_far_ahead_pause_while_a_prompt_is_computed(machine):
     m.run()
 
 
+def test_nobody_pauses_where_that_would_not_shorten_the_step(machine):
+    m = machine(policy=policy(decode_row=1e-5))
+    decoding(m, [1.0, 60.0, None])
+    m.add("new", 40)
+    assert len(order(m, 0.0).decodes) == 3
+    m.run()
+
+
 def test_paused_streams_run_when_nobody_can_be_admitted(machine):
-    m = machine(policy=policy(), max_sequences=2)
+    m = machine(policy=policy(decode_row=5e-3), max_sequences=2)
     decoding(m, [60.0, 60.0])
     m.add("new", 40)
     plan = m.step()
@@ -79,7 +90,7 @@ def test_prompt_chunks_fit_the_most_urgent_listener(machine):
     p, table = policy(), m.scheduler.table
     waiting = [entry[-1] for entry in m.scheduler.waiting]
     tokens = [p.order(now, table, [], waiting, 1024).prefill_tokens for now in (-2.0, -1.0, 0.0, 5.0)]
-    assert tokens == [1024, 1023, 255, 31], "all while the stream may pause; then what it can wait for"
+    assert tokens == [1023, 1023, 255, 31], "all while there is enough sound; then what the listener can wait for"
     for now, count in zip((-1.0, 0.0), tokens[1:]):
         assert COST.llm_step(count, 1) <= 0.5 - now - OPTIONS.margin
     m.run()
@@ -117,19 +128,54 @@ def test_the_stream_with_the_most_sound_gives_way(machine):
     m.run()
 
 
-def test_speech_goes_by_deadline_first_sound_first():
-    jobs = [
-        SpeechJob("rich", 100, 9.0, 0.0),
-        SpeechJob("poor", 100, 0.2, 1.0),
-        SpeechJob("new", 50, -math.inf, 2.0),
-        SpeechJob("newer", 50, -math.inf, 3.0),
-    ]
-    names = [job.request_id for job in policy().choose_speech(0.0, jobs, others_wait=True, max_batch=8)]
-    assert names == ["new", "newer", "poor"], "the rich one would stretch the batch and can wait"
-    names = [job.request_id for job in policy().choose_speech(0.0, jobs, others_wait=False, max_batch=8)]
-    assert names == ["new", "newer", "poor", "rich"], "nobody waits for the language model: everything at once"
-    assert len(policy().choose_speech(0.0, jobs[:1], others_wait=True, max_batch=8)) == 1
-    assert [j.request_id for j in FcfsPolicy().choose_speech(0.0, jobs, True, 2)] == ["rich", "poor"]
+JOBS = [
+    SpeechJob("rich", 100, 9.0, 0.0),
+    SpeechJob("poor", 100, 0.2, 1.0),
+    SpeechJob("new", 50, -math.inf, -0.2),
+    SpeechJob("newer", 50, -math.inf, -0.1),
+]
+
+
+def chosen(m, jobs=JOBS, oldest_prompt=math.inf, max_batch=8) -> list[str]:
+    table = m.scheduler.table
+    return [job.request_id for job in policy().choose_speech(0.0, jobs, table, oldest_prompt, max_batch)]
+
+
+def test_speech_goes_by_deadline_all_at_once_when_nobody_else_waits(machine):
+    m = machine(policy=policy())
+    assert chosen(m) == ["poor", "new", "newer", "rich"]
+    assert chosen(m, max_batch=2) == ["poor", "new"]
+    (far,) = decoding(m, [30.0])
+    assert far.play_end > OPTIONS.far_ahead
+    assert chosen(m) == ["poor", "new", "newer", "rich"], "the language model is far ahead, too"
+    m.run()
+
+
+def test_speech_that_can_wait_lets_a_new_request_be_heard_first(machine):
+    m = machine(policy=policy())
+    decoding(m, [None])
+    assert chosen(m) == ["poor", "new", "newer"]
+    assert chosen(m, JOBS[:1]) == []
+    m.run()
+    assert chosen(m, JOBS[:1], oldest_prompt=-0.1) == []
+    assert chosen(m, JOBS[:1]) == ["rich"]
+
+
+def test_speech_batches_end_where_a_decoding_stream_runs_dry(machine):
+    m = machine(policy=policy())
+    jobs = [SpeechJob(f"j{index}", 100, 0.1 * index, 0.0) for index in range(8)]
+    (state,) = decoding(m, [0.4])
+    assert len(chosen(m, jobs)) == 2, "0.3 s may always be taken: two chunks of 0.1 s and the fixed part"
+    m.scheduler.set_playback(state.request_id, 0.8, state.num_generated)
+    assert len(chosen(m, jobs)) == 6, "0.8 s less margin and the stream's own chunk of 0.05 s: 0.62 s fit"
+    m.scheduler.set_playback(state.request_id, 0.8, state.num_generated + 20)
+    assert len(chosen(m, jobs)) == 4, "the stream needs 20 more steps of 11 ms first"
+    m.run()
+
+
+def test_first_come_first_served_solves_what_is_ready_in_order_of_arrival(machine):
+    table = machine().scheduler.table
+    assert [j.request_id for j in FcfsPolicy().choose_speech(0.0, JOBS, table, 0.0, 3)] == ["new", "newer", "rich"]
 
 
 def test_a_policy_that_does_nothing_starves_nobody(machine):

@@ -25,7 +25,8 @@ from antiphon.scheduler import (
 )
 from antiphon.scheduler.content_model import ContentModel, alone
 
-RUNS = int(os.environ.get("ANTIPHON_TEST_STATE_MACHINE_RUNS", "100"))
+OPERATIONS = int(os.environ.get("ANTIPHON_TEST_STATE_MACHINE_OPERATIONS", "10000"))
+RUNS = 60
 STEPS_PER_RUN = 110
 PIECES = 5
 
@@ -149,9 +150,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now += seconds
 
     @precondition(lambda self: self.scheduler.requests)
-    @rule(data=st.data(), seconds=st.floats(0.1, 20))
-    def emit_sound(self, data, seconds: float) -> None:
-        self.scheduler.set_play_end(data.draw(st.sampled_from(sorted(self.scheduler.requests))), self.now + seconds)
+    @rule(data=st.data(), seconds=st.floats(0.1, 20), chunk_steps=st.integers(1, 60))
+    def emit_sound(self, data, seconds: float, chunk_steps: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.scheduler.requests)))
+        self.scheduler.set_playback(name, self.now + seconds, chunk_steps)
 
     @rule()
     def clear_cache(self) -> None:
@@ -227,10 +229,11 @@ SchedulerMachine.TestCase.settings = settings(
 
 
 class TestSchedulerMachine(SchedulerMachine.TestCase):
-    """Runs the machine; at least 10 000 operations in all."""
+    """Runs the machine until 10 000 operations are done (adds, schedules, commits, aborts)."""
 
     def runTest(self) -> None:
         SchedulerMachine.operations = 0
-        super().runTest()
-        print(f"state machine: {SchedulerMachine.operations} operations in {RUNS} runs")
-        assert SchedulerMachine.operations >= min(10_000, 50 * RUNS)
+        while SchedulerMachine.operations < OPERATIONS:
+            super().runTest()
+        print(f"state machine: {SchedulerMachine.operations} operations")
+        assert SchedulerMachine.operations >= OPERATIONS

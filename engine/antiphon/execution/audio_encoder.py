@@ -13,6 +13,7 @@ import torch
 from ..audio.segments import split_segments
 from ..models.speech_tokenizer import SpeechTokenizer, padded_widths
 from ..models.whisper_encoder import WhisperEncoder
+from ..upload import upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class AudioEncoder:
     def _tokenize(self, recordings: dict[bytes, np.ndarray]) -> dict[bytes, EncodedAudio]:
         segments = {key: split_segments(samples) for key, samples in recordings.items()}
         widths = [w for parts in segments.values() for w in padded_widths([len(part) for part in parts])]
-        codes = self._run(self.tokenizer, [part for parts in segments.values() for part in parts], widths)
+        codes = self.run_segments(self.tokenizer, [part for parts in segments.values() for part in parts], widths)
         return {
             key: EncodedAudio(_join(codes, len(parts)).cpu(), None, key, len(recordings[key]))
             for key, parts in segments.items()
@@ -94,17 +95,17 @@ class AudioEncoder:
 
     def _add_features(self, recordings: dict[bytes, np.ndarray], known: dict[bytes, EncodedAudio]):
         segments = {key: split_segments(samples) for key, samples in recordings.items()}
-        rows = self._run(self.whisper, [part for parts in segments.values() for part in parts])
+        rows = self.run_segments(self.whisper, [part for parts in segments.values() for part in parts])
         return {key: replace(known[key], features=_join(rows, len(parts))) for key, parts in segments.items()}
 
     @torch.no_grad()
-    def _run(self, encoder, segments: list[np.ndarray], *arguments: list[int]):
+    def run_segments(self, encoder, segments: list[np.ndarray], *arguments: list[int]):
         """An iterator over one result per segment; segments of like length go through the encoder together."""
         order = sorted(range(len(segments)), key=lambda i: len(segments[i]))
         results: list[torch.Tensor | None] = [None] * len(segments)
         for start in range(0, len(order), self.segments_per_pass):
             chosen = order[start : start + self.segments_per_pass]
-            batch = [torch.from_numpy(np.ascontiguousarray(segments[i])) for i in chosen]
+            batch = upload([np.ascontiguousarray(segments[i]) for i in chosen], encoder.device)
             outputs = encoder(batch, *([values[i] for i in chosen] for values in arguments))
             for i, output in zip(chosen, outputs):
                 results[i] = output

@@ -19,9 +19,9 @@ from antiphon_kernels.native import bind_decode_step
 
 from ..config import LlmConfig
 from ..models.dual_qwen import DualQwen, KVPages, StepLayout
+from ..upload import upload
 from .decode_state import DecodeState
 from .step_batch import HeadUse, StepBatch, build_layout
-from .upload import upload
 
 if TYPE_CHECKING:
     from antiphon_kernels.native.decode_step import DecodeStep

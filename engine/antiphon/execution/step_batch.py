@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..models.dual_qwen import AttentionLayout, StepLayout
+from ..upload import upload
 from .kv_cache import PAGE_SIZE
-from .upload import upload
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from antiphon_kernels import alias_free_snake
 
 from ..config import VocoderConfig
+from ..upload import upload
 
 TAIL = 32
 """Samples recomputed at an item's end in a padded batch; an activation reaches 5 of them, so 16 already suffice."""
@@ -56,7 +58,7 @@ class BigVgan:
         if min(lengths) == max(lengths):
             return list(self._generate(torch.stack(mels), None))
         padded = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True)
-        wav = self._generate(padded, torch.tensor(lengths, device=self.device))
+        wav = self._generate(padded, *upload([np.array(lengths)], self.device))
         return [row[: self.config.hop * length] for row, length in zip(wav, lengths, strict=True)]
 
     def _min_padded_frames(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +15,7 @@ from ..audio.mel import HOP, log_mel
 from ..audio.segments import num_tokens
 from ..config import SAMPLES_PER_TOKEN_IN, SpeechTokenizerConfig
 from ..errors import ConfigError
+from ..upload import upload
 from .encoder_layer import EncoderLayer
 
 SEGMENTS_PER_GROUP = 128
@@ -66,7 +68,7 @@ class SpeechTokenizer:
 
     def pooled(self, mels: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Vectors before quantisation: [N, 128, 2T] of segments of ``lengths`` samples -> [N, T / 4, d]."""
-        valid = torch.tensor([_valid_rows(n) for n in lengths], device=mels.device)
+        (valid,) = upload([np.array([_valid_rows(n) for n in lengths])], mels.device)
         x = F.gelu(F.conv1d(F.pad(mels, (2, 0)), *self.conv1))
         x = F.gelu(F.conv1d(F.pad(x, (2, 0)), *self.conv2, stride=2))
         x = x.transpose(1, 2) + self.positions[: x.shape[2]]

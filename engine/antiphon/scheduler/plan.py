@@ -122,6 +122,14 @@ class StepPlan:
     @cached_property
     def sequences(self) -> tuple[SequencePlan, ...]:
         """The columns, one object per sequence."""
+        return self._rows(0)
+
+    @cached_property
+    def chunks(self) -> tuple[SequencePlan, ...]:
+        """The sequences behind the decodes: prompts, and tapes that are computed again."""
+        return self._rows(self.num_decodes)
+
+    def _rows(self, first: int) -> tuple[SequencePlan, ...]:
         columns = (
             self.slots,
             self.starts,
@@ -131,7 +139,7 @@ class StepPlan:
             self.run_audio,
             self.samples,
         )
-        rows = zip(self.request_ids, *(column.tolist() for column in columns), strict=True)
+        rows = zip(self.request_ids[first:], *(column[first:].tolist() for column in columns), strict=True)
         return tuple(SequencePlan(*row, self.block_tables) for row in rows)
 
     @cached_property

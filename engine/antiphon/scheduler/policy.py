@@ -58,11 +58,12 @@ class Policy(Protocol):
         """Which of the candidates loses its pages when a group has run out."""
 
     def choose_speech(
-        self, now: float, jobs: Sequence[SpeechJob], others_wait: bool, max_batch: int
+        self, now: float, jobs: Sequence[SpeechJob], table: SlotTable, oldest_prompt: float, max_batch: int
     ) -> list[SpeechJob]:
-        """The chunks to solve together now, at most ``max_batch``, at least one if there is one.
+        """The chunks to solve together now, at most ``max_batch``; none if the language model is more urgent.
 
-        ``others_wait``: the language model has work too, so that a long solve delays somebody.
+        ``oldest_prompt``: arrival of the oldest request whose prompt is not computed yet, inf if there is none. While the
+        language model has nothing to do, at least one job must be chosen.
         """
 
 
@@ -90,6 +91,6 @@ class FcfsPolicy:
         return max(candidates, key=rank)
 
     def choose_speech(
-        self, now: float, jobs: Sequence[SpeechJob], others_wait: bool, max_batch: int
+        self, now: float, jobs: Sequence[SpeechJob], table: SlotTable, oldest_prompt: float, max_batch: int
     ) -> list[SpeechJob]:
         return sorted(jobs, key=lambda job: (job.priority, job.arrival))[:max_batch]

@@ -53,7 +53,7 @@ class RequestState:
     """
 
     __slots__ = (
-        "_num_computed", "admitted_step", "arrival", "finish_reason", "groups", "keep_text_pages",
+        "_num_computed", "admitted_step", "arrival", "chunk_at", "finish_reason", "groups", "keep_text_pages",
         "max_new_tokens", "num_cached_tokens", "num_preemptions", "num_registered", "output_type",
         "page_keys", "pages", "phase", "play_end", "priority", "prompt_len", "request_id", "root_key",
         "run_audio", "run_text", "sequence_number", "slot", "synced_len", "table", "tape", "text_ended",
@@ -106,6 +106,7 @@ class RequestState:
         self.run_text = True
         self.run_audio = output_type == "both"
         self.play_end = -math.inf
+        self.chunk_at = 0
         self.finish_reason: str | None = None
         self.sequence_number = 0
         self.admitted_step = -1

@@ -107,13 +107,19 @@ class Scheduler:
             self._finish(state, reason)
         return state
 
-    def set_play_end(self, request_id: str, play_end: float) -> None:
-        """The listener of this request runs out of sound at ``play_end``; unknown (finished) ids are ignored."""
+    def set_playback(self, request_id: str, play_end: float, chunk_steps: int) -> None:
+        """Tell the policy about a listener; unknown (finished) ids are ignored.
+
+        Args:
+            play_end: when the listener runs out of sound; -inf before the first sound.
+            chunk_steps: ``num_generated`` at which the request's next speech chunk is complete, delay included.
+        """
         state = self.requests.get(request_id)
         if state is not None:
             state.play_end = play_end
+            state.chunk_at = state.prompt_len + chunk_steps
             if state.slot >= 0:
-                self.table.play_end[state.slot] = play_end
+                self.table.copy_playback(state)
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None if there is nothing to do. ``now``: seconds, any origin, used by the policy only."""

@@ -24,7 +24,8 @@ class SlotTable:
 
     ``decoding``: the slot's request decodes; the other arrays mean something only then. ``num_tokens``: length of its
     tape, of which all but the last position are computed. ``play_end``: when the request's listener runs out of sound, -inf
-    before the first sound and for text. ``admission_blocked``: in the last step somebody could not be admitted. ``ring``: [slots, RING, 2] audio and text ids, position p at
+    before the first sound and for text. ``chunk_at``: length of the tape at which its next speech chunk is complete; 0 if
+    nobody said. ``admission_blocked``: in the last step somebody could not be admitted. ``ring``: [slots, RING, 2] audio and text ids, position p at
     p % RING; ``states[slot].synced_len`` .. ``num_tokens`` are not on the tape yet, never more than RING.
     """
 
@@ -39,6 +40,8 @@ class SlotTable:
         self.run_audio = np.zeros(num_slots, bool)
         self.text_ended = np.zeros(num_slots, bool)
         self.play_end = np.full(num_slots, -np.inf)
+        self.chunk_at = np.zeros(num_slots, np.int64)
+        self.arrival = np.zeros(num_slots)
         self.admission_blocked = False
         self.ring = np.zeros((num_slots, RING, 2), np.int64)
 
@@ -46,7 +49,8 @@ class SlotTable:
         """Give a free slot to a request."""
         state.slot = self.free.pop()
         self.states[state.slot] = state
-        self.play_end[state.slot] = state.play_end
+        self.arrival[state.slot] = state.arrival
+        self.copy_playback(state)
 
     def give_back(self, state: RequestState) -> None:
         """Bring the request's tape up to date and free its slot."""
@@ -78,6 +82,11 @@ class SlotTable:
         self.run_text[slot] = state.run_text
         self.run_audio[slot] = state.run_audio
         self.text_ended[slot] = state.text_ended
+
+    def copy_playback(self, state: RequestState) -> None:
+        """The engine has news of the request's listener."""
+        self.play_end[state.slot] = state.play_end
+        self.chunk_at[state.slot] = state.chunk_at
 
     def append(self, slots: np.ndarray, text: np.ndarray, audio: np.ndarray) -> None:
         """One sampled pair for each of ``slots`` (distinct, decoding)."""

@@ -43,6 +43,11 @@ class ChunkQueue:
         return max(0, size - len(self._tokens))
 
     @property
+    def next_size(self) -> int:
+        """New tokens of the next chunk, as far as they are known."""
+        return min(len(self._tokens), self.options.chunk_size(self.num_chunks))
+
+    @property
     def ready(self) -> bool:
         """Whether :meth:`pop` has a chunk."""
         return not self.done and self.tokens_needed == 0

@@ -12,8 +12,8 @@ import torch
 from antiphon_kernels import euler_step
 
 from ..config import FRAMES_PER_TOKEN
-from ..execution.upload import upload
 from ..models.flow_dit import FlowBatch, FlowDit, FlowWindow
+from ..upload import upload
 from .window_pool import WindowSlot
 
 FILL_TIME = 999
@@ -57,7 +57,7 @@ def solve(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: 
     Then the windows of the jobs with ``fill`` take in the kept rows, by one more pass over them.
     """
     batch = _batch(dit, jobs, [job.num_rows for job in jobs])
-    x = upload([torch.cat([job.noise for job in jobs]).numpy()], dit.device)[0].to(dit.dtype)
+    x = upload([torch.cat([job.noise for job in jobs])], dit.device)[0].to(dit.dtype)
     times, widths = ode_schedule(num_steps)
     table, condition = dit.time_table(times), dit.condition(batch.token_ids)
     for time, width in zip(table, widths, strict=True):
@@ -84,7 +84,7 @@ def _fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: Seq
         dit.condition(batch.token_ids),
         batch,
         window,
-        *upload([torch.cat(rows).numpy(), torch.cat(places).numpy()], dit.device),
+        *upload([torch.cat(rows), torch.cat(places)], dit.device),
     )
     for job in jobs:
         job.slot.advance(job.num_kept)

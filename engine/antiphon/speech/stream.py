@@ -67,6 +67,11 @@ class SpeechStream:
         """Tokens that must still arrive before the next chunk is ready."""
         return self._queue.tokens_needed
 
+    @property
+    def next_frames(self) -> int:
+        """Mel frames that the next chunk solves, its look-ahead included."""
+        return (len(self._carried) + self._queue.next_size) * FRAMES_PER_TOKEN
+
     def push(self, tokens: Iterable[int]) -> bool:
         """Buffer speech tokens (ids from 0, without the offset); returns :attr:`ready`. InputError for an unknown id."""
         tokens = [int(token) for token in tokens]
