@@ -50,6 +50,10 @@ class ThreadBackend:
             except AntiphonError as error:
                 deliver([Died(str(error), final=True)])
                 return
+            except Exception as error:
+                logger.exception("the engine could not be built")
+                deliver([Died(f"the engine could not be built: {error}", final=True)])
+                return
             try:
                 if not self._closing.is_set():
                     self._worker.run()

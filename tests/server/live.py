@@ -53,11 +53,12 @@ def live(spec, **options) -> Iterator[Live]:
     server = server_of(ServerConfig(**options), spec)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    engine = server.config.app.state.service.engine
     end = time.monotonic() + 120
-    while not server.started or server.config.app.state.service.engine.state == "starting":
-        assert thread.is_alive() and time.monotonic() < end, "the server did not start"
-        time.sleep(0.02)
     try:
+        while not server.started or engine.state != "ready":
+            assert engine.state != "failed" and thread.is_alive() and time.monotonic() < end, engine.state
+            time.sleep(0.02)
         yield Live(server, thread)
     finally:
         server.should_exit = True

@@ -16,6 +16,7 @@ from ..store import StoreError
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER = 1
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -77,7 +78,7 @@ def install(app: FastAPI) -> None:
         return response(from_validation(error.errors()))
 
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        answer = response(ApiError(error.status_code, str(error.detail), code=None))
+        answer = response(ApiError(error.status_code, str(error.detail), code=CODES.get(error.status_code)))
         answer.headers.update(error.headers or {})
         return answer
 
@@ -92,8 +93,8 @@ def install(app: FastAPI) -> None:
 
 
 def from_validation(errors: list[dict[str, Any]]) -> ApiError:
-    """The first of pydantic's complaints, with the field's path as OpenAI writes it: ``messages[0].content``."""
-    first = errors[0]
+    """The deepest of pydantic's complaints (of a union, every branch complains), with the field's path as OpenAI writes it."""
+    first = max(errors, key=lambda error: len(error["loc"]))
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])
         return bad_request(f"the body is not valid JSON: {reason}", code="invalid_json")
