@@ -130,7 +130,9 @@ class PrefixCache:
             cached = sum(pool.is_cached(page) for page in range(first, first + pool.num_pages))
             assert cached == len(by_page), f"{GROUP_NAMES[group]}: {cached} pages cached, {len(by_page)} indexed"
             assert all(entry.pages[group] == page for page, entry in by_page.items())
-        assert all(any(page is not None for page in entry.pages) for entry in self._entries.values())
+        for entry in self._entries.values():
+            held = [(group, page) for group, page in enumerate(entry.pages) if page is not None]
+            assert held and all(self._by_page[group].get(page) is entry for group, page in held), "a stale entry"
         assert sum(len(children) for children in self._children.values()) == len(self._entries)
 
     def _match_rows(self, state: RequestState, num_full: int, limit: int) -> tuple[int, tuple[int, ...]]:

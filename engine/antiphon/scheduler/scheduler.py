@@ -190,11 +190,10 @@ class Scheduler:
 
     def _plan_decodes(self, now: float, slots: np.ndarray) -> None:
         """Every slot that opens a page gets it, in the policy's order; whoever is preempted on the way drops out."""
-        num_preemptions = self.num_preemptions
         for slot in self.table.at_page_start(slots).tolist():
             if self.table.decoding[slot]:
                 self._turn_page(now, self.table.states[slot])
-        self._decodes = slots if num_preemptions == self.num_preemptions else slots[self.table.decoding[slots]]
+        self._decodes = slots[self.table.decoding[slots]]
 
     def _turn_page(self, now: float, state: RequestState) -> None:
         """Take the next page for a request, preempting others, or the request itself, if need be."""
