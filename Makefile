@@ -4,6 +4,8 @@
 
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# Test processes; one thread each, since the models of the tests are small.
+JOBS ?= auto
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.10,\
 	$(if $(shell $(p) -c 'import sys; print(int((3, 10) <= sys.version_info < (3, 14)) or "")' 2>/dev/null),$(p))))
 
@@ -17,7 +19,7 @@ demo: $(VENV)/.ready
 	$(run) examples/demo.py
 
 test: $(VENV)/.ready
-	$(run) -m pytest
+	OMP_NUM_THREADS=1 $(run) -m pytest -n $(JOBS)
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet ruff
