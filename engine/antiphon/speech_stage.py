@@ -1,0 +1,172 @@
+"""The second stage of the engine: speech tokens of all requests to sound, many streams in one solve, by deadline."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from .config import SAMPLE_RATE_OUT
+from .errors import AntiphonError, EngineError, InputError
+from .live_request import LiveRequest
+from .scheduler import PlaybackClock, SpeechJob
+from .speech import SpeechStream, SpeechWork, StreamingDetokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Spoken(NamedTuple):
+    """What a step made of one request: samples (possibly none), or the error that ended it."""
+
+    live: LiveRequest
+    result: np.ndarray | AntiphonError
+
+
+@dataclass
+class _Voice:
+    """One request that speaks. ``pending``: tokens that its stream has not got yet; ``ended``: no more will come."""
+
+    live: LiveRequest
+    clock: PlaybackClock = field(default_factory=PlaybackClock)
+    pending: list[int] = field(default_factory=list)
+    ended: bool = False
+    stream: SpeechStream | None = None
+
+    @property
+    def play_end(self) -> float:
+        return -math.inf if self.clock.end is None else self.clock.end
+
+
+class SpeechStage:
+    """Owner of the detokenizer and of every request's playback clock.
+
+    A request gets a stream of the detokenizer with its first token, or when one becomes free: its tokens wait until then.
+
+    Args:
+        choose: picks, of the chunks that are ready, those that are solved together now; none if they can wait.
+        observe: is told the mel frames of the chunks of a solve, and its seconds.
+        clock: seconds, the same as the scheduler's.
+    """
+
+    def __init__(
+        self,
+        detokenizer: StreamingDetokenizer,
+        choose: Callable[[list[SpeechJob]], list[SpeechJob]],
+        observe: Callable[[list[int], float], None],
+        clock: Callable[[], float],
+    ):
+        self.detokenizer = detokenizer
+        self._choose, self._observe = choose, observe
+        self.clock = clock
+        self._voices: dict[str, _Voice] = {}
+
+    def push(self, live: LiveRequest, token: int) -> None:
+        """One more speech token of a request."""
+        self._voices.setdefault(live.request_id, _Voice(live)).pending.append(token)
+
+    def end(self, live: LiveRequest) -> None:
+        """No token will follow; nothing happens for a request that never spoke."""
+        if voice := self._voices.get(live.request_id):
+            voice.ended = True
+
+    def is_done(self, live: LiveRequest) -> bool:
+        """Whether all sound of a request is out (or it has none)."""
+        voice = self._voices.get(live.request_id)
+        return voice is None or (voice.stream is not None and voice.stream.done)
+
+    def drop(self, live: LiveRequest) -> None:
+        """Forget a request, at any moment between two steps, and free what it holds."""
+        voice = self._voices.pop(live.request_id, None)
+        if voice is not None and voice.stream is not None:
+            voice.stream.close()
+
+    def play_end(self, live: LiveRequest) -> float:
+        """When the request's listener runs out of sound; -inf before the first sound."""
+        voice = self._voices.get(live.request_id)
+        return -math.inf if voice is None else voice.play_end
+
+    def tokens_needed(self, live: LiveRequest) -> int:
+        """Speech tokens that must still come before the request's next chunk is ready."""
+        voice, options = self._voices.get(live.request_id), live.prepared.request.speech
+        if voice is not None and voice.stream is not None:
+            return max(0, voice.stream.tokens_needed - len(voice.pending))
+        return max(0, options.first_chunk + (not options.eager) - (len(voice.pending) if voice else 0))
+
+    def step(self) -> list[Spoken]:
+        """Solve the chunks that are due."""
+        failed = self._feed()
+        jobs = [self._job(voice) for voice in self._voices.values() if voice.stream and voice.stream.ready]
+        if not jobs:
+            return failed
+        chosen = self._choose(jobs)
+        if not chosen:
+            return failed
+        work = {}
+        for job in chosen:
+            stream = self._voices[job.request_id].stream
+            work[job.request_id] = (stream, *stream.pop())
+        started = time.perf_counter()
+        pieces = self._solve(work, failed)
+        self._observe([job.frames for job in chosen], time.perf_counter() - started)
+        return failed + [self._spoken(self._voices[i], piece) for i, piece in zip(work, pieces, strict=True)]
+
+    def check(self) -> None:
+        """AssertionError unless every open stream belongs to a request."""
+        held = sum(voice.stream is not None and not voice.stream.closed for voice in self._voices.values())
+        pool = self.detokenizer.pool
+        assert pool.num_free + held == pool.num_slots, f"{held} streams are held, {pool.num_free} are free"
+
+    def _feed(self) -> list[Spoken]:
+        """Hand waiting tokens to the streams, opening those for which there is room; oldest request first."""
+        failed = []
+        for voice in list(self._voices.values()):
+            try:
+                if voice.stream is None and self.detokenizer.pool.num_free:
+                    voice.stream = self._open(voice.live)
+                if voice.stream is None or voice.stream.done:
+                    continue
+                if voice.pending:
+                    voice.stream.push(voice.pending)
+                    voice.pending.clear()
+                if voice.ended:
+                    voice.stream.finish()
+            except AntiphonError as error:
+                failed.append(Spoken(voice.live, error))
+        return failed
+
+    def _open(self, live: LiveRequest) -> SpeechStream:
+        request = live.prepared.request
+        seed = live.prepared.seed if request.noise is None else None
+        return self.detokenizer.open(request.speech, seed=seed, noise=request.noise)
+
+    def _job(self, voice: _Voice) -> SpeechJob:
+        live = voice.live
+        return SpeechJob(
+            live.request_id, voice.stream.next_frames, voice.play_end, live.arrival, live.prepared.request.priority
+        )
+
+    def _solve(self, work: dict[str, SpeechWork], failed: list[Spoken]) -> list[np.ndarray]:
+        """Samples of every chunk of ``work``; a request whose noise does not fit moves from ``work`` to ``failed``."""
+        while work:
+            try:
+                return self.detokenizer.run(list(work.values()))
+            except InputError as error:
+                culprit = next(i for i, (stream, _, _) in work.items() if stream is error.stream)
+                del work[culprit]
+                failed.append(Spoken(self._voices[culprit].live, error))
+            except Exception as error:
+                logger.exception("a speech step failed; its %d requests end with an error", len(work))
+                problem = EngineError(f"the speech step failed: {error}")
+                failed += [Spoken(self._voices[i].live, problem) for i in work]
+                work.clear()
+        return []
+
+    def _spoken(self, voice: _Voice, piece: np.ndarray) -> Spoken:
+        if len(piece):
+            voice.clock.emitted(self.clock(), len(piece) / SAMPLE_RATE_OUT)
+        return Spoken(voice.live, piece)
