@@ -99,6 +99,33 @@ void alias_free_snake(int dtype, Address x, Address alpha, Address inv_beta, Add
                             at<float>(up_filter), at<float>(down_filter), at(out), num_rows, channels, length});
 }
 
+// Workspace that the threads of a job share; grows, never shrinks, belongs to the calling thread.
+bf16* workspace(int64_t elements) {
+  thread_local std::unique_ptr<bf16[]> memory;
+  thread_local int64_t size = 0;
+  if (size < elements) {
+    memory.reset(new bf16[elements]);
+    size = elements;
+  }
+  return memory.get();
+}
+
+void conv1d(int dtype, Address x, Address weight, Address bias, Address residual, Address out, int64_t batch,
+            int64_t in_channels, int64_t out_channels, int64_t length, int64_t taps, int64_t dilation) {
+  Conv1dArgs args{static_cast<DType>(dtype), at(x), at(weight), at(bias), at(residual), at(out), nullptr, batch,
+                  in_channels, out_channels, length, taps, dilation, (taps - 1) * dilation / 2, 0, 0, 0};
+  const Kernels& kernel = kernels();
+  if (active_isa() == Isa::amx) {
+    args.num_planes = args.dtype == DType::f32 ? 2 : 1;
+    args.padded_channels = (in_channels + 31) / 32 * 32;
+    // Tiles read up to 31 times too far; an odd number of cache lines keeps the rows of a tile in different sets.
+    args.padded_length = ((length + 2 * args.padding + 31) / 16 + 1) / 2 * 32 + 16;
+    args.planes = workspace(batch * args.num_planes * args.padded_channels * args.padded_length);
+    launch(kernel.conv1d_pack, args);
+  }
+  launch(kernel.conv1d, args);
+}
+
 using Addresses = std::vector<Address>;  // of a layer's or a model's tensors, in the order of the struct's members
 
 LayerWeights layer_weights(int64_t branches, const Addresses& a) {
@@ -166,5 +193,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("layer_norm_modulate", &layer_norm_modulate);
   m.def("gate_residual", &gate_residual);
   m.def("alias_free_snake", &alias_free_snake);
+  m.def("conv1d", &conv1d);
   py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
 }

@@ -144,6 +144,19 @@ struct GatherAddArgs {
   int64_t num_rows, hidden;
 };
 
+struct Conv1dArgs {
+  DType dtype;
+  const void* x;         // [batch, in_channels, length]
+  const void* weight;    // [out_channels, in_channels, taps], taps odd
+  const void* bias;      // [out_channels] or null
+  const void* residual;  // [batch, out_channels, length] or null; may be out itself
+  void* out;             // [batch, out_channels, length]
+  bf16* planes;          // workspace of conv1d_pack, used by AMX only
+  int64_t batch, in_channels, out_channels, length, taps, dilation;
+  int64_t padding;       // (taps - 1) * dilation / 2
+  int64_t num_planes, padded_channels, padded_length;
+};
+
 // name, arguments
 #define ANTIPHON_KERNELS(X)                      \
   X(read_probe, ReadProbeArgs)                   \
@@ -157,6 +170,8 @@ struct GatherAddArgs {
   X(layer_norm_modulate, LayerNormModulateArgs)  \
   X(gate_residual, GateResidualArgs)             \
   X(alias_free_snake, AliasFreeSnakeArgs)        \
+  X(conv1d_pack, Conv1dArgs)                     \
+  X(conv1d, Conv1dArgs)                          \
   X(dual_embed, DualEmbedArgs)                   \
   X(gather_add, GatherAddArgs)
 

@@ -39,6 +39,7 @@ def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_
 if available:
     from . import (  # noqa: F401
         alias_free_snake,
+        conv1d,
         layer_norm_modulate,
         linear,
         linear_quantized,

@@ -1,0 +1,125 @@
+// conv1d on AMX tiles; included by conv1d.cpp where the instruction set has them.
+//
+// Two blocks of 16 output channels meet two blocks of 16 times: four sums in tiles. A step is one tap and 32 input
+// channels; its times are a shifted view of the packed input (conv1d_pack.cpp), so no patch is ever copied. Weights of
+// the 32 channels at hand are packed once a unit: [block][plane][tap][step][16][32].
+#pragma once
+
+#include "tiles.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+constexpr int64_t kConvChannels = 2 * kTileRows, kConvTimes = 32, kConvK = 32;
+
+struct ConvWeights {
+  bf16* memory;
+  int64_t steps, plane, block;  // taps * channel blocks; elements of a plane and of a block
+};
+
+template <class T>
+inline void pack_conv_weights(const Conv1dArgs& a, int64_t co, const ConvWeights& w) {
+  const int64_t channel_blocks = a.padded_channels / kConvK;
+  for (int64_t r = 0; r < kConvChannels; ++r) {
+    const bool exists = co + r < a.out_channels;
+    const T* row = static_cast<const T*>(a.weight) + (exists ? co + r : 0) * a.in_channels * a.taps;
+    bf16* out = w.memory + r / kTileRows * w.block + r % kTileRows * kConvK;
+    for (int64_t j = 0; j < a.taps; ++j)
+      for (int64_t c = 0; c < channel_blocks; ++c) {
+        alignas(64) float values[kConvK] = {};
+        const int64_t held = exists ? min64(kConvK, a.in_channels - c * kConvK) : 0;
+        for (int64_t i = 0; i < held; ++i) values[i] = widen(row[(c * kConvK + i) * a.taps + j]);
+        bf16* high = out + (j * channel_blocks + c) * kTileRows * kConvK;
+        for (int64_t i = 0; i < kConvK; i += VF) {
+          const vf v = load(values + i);
+          store(high + i, v);
+          if (a.num_planes == 2) store(high + w.plane + i, sub(v, load(high + i)));
+        }
+      }
+  }
+}
+
+// sums[co block][time block][16][16] of 32 channels and 32 times from `x` on (the packed input, first tap).
+template <bool kSplit>
+inline void conv_products(const Conv1dArgs& a, const ConvWeights& w, const bf16* x, float (*sums)[2][256]) {
+  const int64_t row = a.padded_length * 4, channel_blocks = a.padded_channels / kConvK;
+  const int64_t plane = a.padded_channels * a.padded_length;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t step = 0; step < w.steps; ++step) {
+    const int64_t j = step / channel_blocks, c = step % channel_blocks;
+    const bf16* b = x + 2 * (c * kConvK / 2 * a.padded_length + j * a.dilation);
+    const bf16* weights = w.memory + step * kTileRows * kConvK;
+    _tile_loadd(4, weights, 64);
+    _tile_loadd(6, b, row);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, weights + w.block, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_loadd(7, b + 32, row);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+    if constexpr (kSplit) {
+      _tile_loadd(4, weights + w.plane, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, weights + w.block + w.plane, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(6, b + plane, row);
+      _tile_loadd(4, weights, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, weights + w.block, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(7, b + plane + 32, row);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums[0][0], 64);
+  _tile_stored(1, sums[0][1], 64);
+  _tile_stored(2, sums[1][0], 64);
+  _tile_stored(3, sums[1][1], 64);
+}
+
+template <class T>
+inline void store_conv(const Conv1dArgs& a, int64_t batch, int64_t co, int64_t t, const float (*sums)[2][256]) {
+  for (int64_t r = 0; r < min64(kConvChannels, a.out_channels - co); ++r) {
+    const vf bias = set1(a.bias ? widen(static_cast<const T*>(a.bias)[co + r]) : 0.0f);
+    for (int64_t half = 0; half < 2; ++half) {
+      const int64_t n = min64(16, a.length - t - 16 * half);
+      if (n <= 0) continue;
+      const int64_t at = (batch * a.out_channels + co + r) * a.length + t + 16 * half;
+      vf y = add(load(sums[r / kTileRows][half] + r % kTileRows * 16), bias);
+      if (a.residual) y = add(through<T>(y), load_upto(static_cast<const T*>(a.residual) + at, n));
+      store_upto(static_cast<T*>(a.out) + at, y, n);
+    }
+  }
+}
+
+// A unit is 32 output channels over one of `spans` stretches of time of one item.
+template <class T>
+inline void conv_tiles(const Conv1dArgs& a, int index, int count) {
+  const int64_t blocks = (a.out_channels + kConvChannels - 1) / kConvChannels;
+  const int64_t times = (a.length + kConvTimes - 1) / kConvTimes, spans = min64(times, (count + blocks - 1) / blocks);
+  const int64_t steps = a.taps * (a.padded_channels / kConvK), plane = steps * kTileRows * kConvK;
+  const ConvWeights w{static_cast<bf16*>(scratch(2 * a.num_planes * plane * 2)), steps, plane, a.num_planes * plane};
+  const Range range = partition(a.batch * blocks * spans, 1, index, count);
+  alignas(64) float sums[2][2][256];
+  int64_t packed = -1;
+  configure_tiles(16);
+  for (int64_t unit = range.begin; unit < range.end; ++unit) {
+    const int64_t block = unit / spans % blocks, batch = unit / spans / blocks, span = unit % spans;
+    if (packed != block) pack_conv_weights<T>(a, block * kConvChannels, w);
+    packed = block;
+    const bf16* x = a.planes + batch * a.num_planes * a.padded_channels * a.padded_length;
+    for (int64_t i = times * span / spans; i < times * (span + 1) / spans; ++i) {
+      const int64_t t = i * kConvTimes;
+      a.num_planes == 2 ? conv_products<true>(a, w, x + 2 * t, sums) : conv_products<false>(a, w, x + 2 * t, sums);
+      store_conv<T>(a, batch, block * kConvChannels, t, sums);
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace antiphon::ANTIPHON_ISA
