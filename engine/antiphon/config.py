@@ -6,9 +6,10 @@ Field names follow the files where they have a clear name and the field's standa
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -262,8 +263,56 @@ class VocoderConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """How a converted checkpoint stores the language model (``quantization_config`` in its ``config.json``).
+
+    ``layers``, ``heads``: ``int8``, ``int4`` or ``bfloat16``. ``calibration``: name of the manifest whose activations chose
+    the scales, None if weights were rounded to nearest. ``sha256``: of each weight file, by name.
+    """
+
+    layers: str
+    heads: str
+    calibration: str | None
+    sha256: Mapping[str, str]
+
+    METHOD: ClassVar[str] = "antiphon"
+    FORMAT: ClassVar[int] = 1
+    STORED: ClassVar[tuple[str, ...]] = ("int8", "int4", "bfloat16")
+
+    @classmethod
+    def from_file(cls, path: Path) -> QuantizationConfig | None:
+        """Read ``config.json``; None for an official checkpoint, ConfigError for another library's quantisation."""
+        values = _Reader(path).get("quantization_config", None)
+        if values is None:
+            return None
+        c = _Reader(path, values if isinstance(values, dict) else {})
+        found = (c.get("quant_method", None), c.get("format", None))
+        if found != (cls.METHOD, cls.FORMAT):
+            raise ConfigError(
+                f"{path}: quantization_config is of method {found[0]!r}, format {found[1]!r}; only {cls.METHOD!r}, "
+                f"format {cls.FORMAT} can be read. Convert the official checkpoint with `antiphon quantize`"
+            )
+        config = cls(c["layers"], c["heads"], c["calibration"], c["sha256"])
+        if config.layers not in cls.STORED or config.heads not in cls.STORED or not isinstance(config.sha256, dict):
+            raise ConfigError(f"{path}: quantization_config {values} is damaged; convert the checkpoint again")
+        return config
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`from_file` reads."""
+        return {"quant_method": self.METHOD, "format": self.FORMAT} | {
+            "layers": self.layers,
+            "heads": self.heads,
+            "calibration": self.calibration,
+            "sha256": dict(self.sha256),
+        }
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Everything the official files state, one part each; the two speech parts are None without a detokenizer."""
+    """Everything the files state, one part each; the two speech parts are None without a detokenizer.
+
+    ``quantization`` is None for an official checkpoint.
+    """
 
     path: Path
     speech_tokenizer_path: Path
@@ -272,6 +321,7 @@ class ModelConfig:
     speech_tokenizer: SpeechTokenizerConfig
     flow: FlowConfig | None
     vocoder: VocoderConfig | None
+    quantization: QuantizationConfig | None = None
 
 
 class _Reader:

@@ -20,3 +20,9 @@ def default_model() -> str:
 def api_key() -> str:
     """``ANTIPHON_API_KEY``: a key that clients of ``antiphon serve`` must send. Default: empty, no key is asked for."""
     return os.environ.get("ANTIPHON_API_KEY", "")
+
+
+def verify_checksums() -> bool:
+    """``ANTIPHON_CHECKSUMS``: 0 skips the check of a converted checkpoint's files at loading. Default: 1, as a damaged
+    weight is otherwise heard, not seen; it costs one read of the file, some seconds for the released model."""
+    return os.environ.get("ANTIPHON_CHECKSUMS", "1") != "0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import load, locate, source
+from .checkpoint import expected, load, locate, quantized, source
 from .checkpoint.load import Weights
+from .checkpoint.safetensors_files import SINGLE
 from .checkpoint.source import Source
 from .config import LlmConfig, ModelConfig
 
@@ -80,7 +82,7 @@ def model_card(
     speaks = (folder / "audio_detokenizer").exists() or (folder / "vocoder").exists()
     config = locate.load_model_config(folder, speech_tokenizer, load_detokenizer=speaks)
     parts = [
-        _part("language model", source.llm_source(config), load.load_llm, config, dtype),
+        _part("language model", _llm_source(config), load.load_llm, config, dtype),
         _part("Whisper encoder", source.whisper_source(config), load.load_whisper, config, dtype),
         _part(
             "speech tokenizer",
@@ -106,6 +108,14 @@ def kv_bytes_per_token(c: LlmConfig, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
+def _llm_source(config: ModelConfig) -> Source:
+    """A converted model's own tensors, beside the official shapes that they stand for."""
+    if config.quantization is None:
+        return source.llm_source(config)
+    stored = quantized.stored_llm(config)
+    return Source(config.path / SINGLE, expected.llm_keys(config.llm), stored)
+
+
 def _part(name: str, part: Source, loader: Loader, config: ModelConfig, dtype: torch.dtype) -> PartCard:
     stored: Counter[str] = Counter()
     for tensor in part.tensors.values():
@@ -115,12 +125,17 @@ def _part(name: str, part: Source, loader: Loader, config: ModelConfig, dtype: t
         name=name,
         files=part.files(),
         num_tensors=len(part.tensors),
-        num_parameters=sum(tensor.num_elements for tensor in part.tensors.values()),
+        num_parameters=sum(map(math.prod, part.shapes.values())),
         num_extras=len(part.extras),
         stored=dict(stored.most_common()),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=", ".join(dict.fromkeys(str(kind).removeprefix("torch.") for kind in _kinds(packed, dtype))),
         num_bytes=sum(weight.numel() * weight.element_size() for weight in packed.values()),
     )
+
+
+def _kinds(packed: Weights, dtype: torch.dtype) -> list[torch.dtype]:
+    """The dtype asked for, then those that quantised matrices have; scales do not count."""
+    return [dtype, *(w.dtype for name, w in packed.items() if f"{name}.scale" in packed)]
 
 
 _HEADINGS = ("part", "tensors", "parameters", "stored", "loaded as", "memory", "")
@@ -144,6 +159,9 @@ def _sizes(config: ModelConfig) -> list[str]:
         f"Whisper encoder: width {w.d_model}, layers {w.num_layers}, heads {w.num_heads}",
         f"speech tokenizer: width {t.encoder.d_model}, layers {t.encoder.num_layers}, codebook {t.codebook_size}",
     ]
+    if q := config.quantization:
+        how = f"calibrated on {q.calibration}" if q.calibration else "rounded to nearest"
+        lines.insert(1, f"quantised: layers {q.layers}, heads {q.heads}, {how}")
     if config.flow is None or config.vocoder is None:
         return [*lines, "no detokenizer: text output only"]
     f, v = config.flow, config.vocoder

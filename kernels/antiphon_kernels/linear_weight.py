@@ -1,5 +1,7 @@
 """A linear map with its weights, plain or quantised: which operator runs follows from what is stored, not from the caller.
 
+Stored forms and the operator of each:
+
     plain   weight float [B, out, in], no scale                                     linear
     int8    weight int8 [B, out, in], scale float32 [B, out]                        linear_int8
     int4    weight uint8 [B, out, in / 2], scale bfloat16 [B, in / 128, out]        linear_int4
@@ -15,13 +17,31 @@ import torch
 from torch import Tensor
 
 from .linear import linear
-from .linear_fp8 import linear_fp8
+from .linear_fp8 import linear_fp8, quantize_fp8
+from .linear_int4 import dequantize as dequantize_int4
 from .linear_int4 import linear_int4
+from .linear_int4 import quantize as quantize_int4
+from .linear_int8 import dequantize as dequantize_int8
 from .linear_int8 import linear_int8
+from .linear_int8 import quantize as quantize_int8
+from .linear_silu_mul import linear_silu_mul
+from .silu_mul import silu_mul
 
 SCHEMES = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
 """What the dtype of a scaled weight says."""
 _OPERATORS = {"int8": linear_int8, "int4": linear_int4, "fp8": linear_fp8}
+_QUANTIZERS = {"int8": quantize_int8, "int4": quantize_int4, "fp8": quantize_fp8}
+
+
+def quantize_weight(weight: Tensor, scheme: str) -> tuple[Tensor, Tensor]:
+    """weight float [..., out, in] → integers (or float8) and scale in the formats above."""
+    return _QUANTIZERS[scheme](weight)
+
+
+def dequantize_weight(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights [..., out, in] that a quantised pair stands for."""
+    dequantize = dequantize_int4 if SCHEMES[weight.dtype] == "int4" else dequantize_int8
+    return dequantize(weight, scale, dtype)
 
 
 @dataclass(frozen=True)
@@ -64,3 +84,9 @@ class LinearWeight:
         if self.scale is None:
             return linear(x, self.weight, self.bias, split)
         return _OPERATORS[self.scheme](x, self.weight, self.scale, self.bias, split)
+
+    def gated(self, x: Tensor, split: int) -> Tensor:
+        """SwiGLU of a packed gate|up map, x [T, in] → [T, out / 2]; one launch where the weights are plain."""
+        if self.scale is None and self.bias is None:
+            return linear_silu_mul(x, self.weight, split)
+        return silu_mul(self(x, split))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..config import ModelConfig
-from . import packing, source
+from . import packing, quantized, source
 from .packing import Named, Packer
 
 Weights = dict[str, torch.Tensor]
@@ -21,6 +21,8 @@ def load_llm(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: D
     ``qkv_bias`` [B, Q], ``o_weight`` [B, H, H], ``post_norm`` [B, H], ``gate_up`` [B, 2I, H], ``down`` [B, H, I];
     ``final_norm`` [2, H] (text, audio); ``lm_head``, ``audio_head`` [V, H]; ``adaptor.{0,3,4}.{weight,bias}``.
     B is 1 in the trunk, 2 (text, audio) where both branches have the layer, 1 for the longer branch's extra layers.
+    Of a converted checkpoint: see ``checkpoint.quantized``; a tensor that is on the right device in the right dtype stays
+    mapped from the file.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its keys, shapes or kinds are not those of the configuration.
@@ -30,6 +32,9 @@ def load_llm(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: D
 
 def stream_llm(config: ModelConfig, dtype: torch.dtype, device: Device = "cpu") -> Iterator[Named]:
     """As :func:`load_llm`, one (name, tensor) at a time: a consumer that quantises holds one full-width tensor."""
+    if config.quantization is not None:
+        yield from quantized.stream_quantized(config, dtype, torch.device(device))
+        return
     part = source.llm_source(config)
     yield from packing.pack_llm(_packer(part, dtype, device), config.llm)
 

@@ -12,6 +12,7 @@ from ..config import (
     FlowConfig,
     LlmConfig,
     ModelConfig,
+    QuantizationConfig,
     SpeechTokenizerConfig,
     VocoderConfig,
 )
@@ -51,6 +52,7 @@ def load_model_config(
         speech_tokenizer=SpeechTokenizerConfig.from_file(tokenizer / "config.json"),
         flow=flow,
         vocoder=vocoder,
+        quantization=QuantizationConfig.from_file(folder / "config.json"),
     )
     check_fit(config)
     return config

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,22 +15,56 @@ from .expected import Shapes
 from .safetensors_files import DTYPES, INDEX, SINGLE
 
 Pieces = Callable[[str], Iterator[torch.Tensor]]
+Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype by name, in the order of the file."""
+ALIGNMENT = 64
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_safetensors(path: Path, shapes: Shapes, dtype: torch.dtype, pieces: Pieces) -> None:
     """Write one safetensors file; ``pieces(name)`` yields each tensor flat, in order, piece by piece."""
+    with open(path, "wb") as file:
+        file.write(_header({name: (shape, dtype) for name, shape in shapes.items()}))
+        for name in shapes:
+            file.writelines(_bytes(piece) for piece in pieces(name))
+
+
+def write_tensors(path: Path, specs: Specs, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Write one safetensors file of mixed dtypes as ``tensors`` come, in the order of ``specs``; returns its SHA-256.
+
+    Every tensor begins at a multiple of 64 bytes in the file, so in memory when mapped, if the sizes before it are such.
+    """
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for data in _content(specs, tensors):
+            file.write(data)
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _content(specs: Specs, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[bytes | memoryview]:
+    yield _header(specs)
+    left = iter(specs.items())
+    for name, tensor in tensors:
+        expected = next(left, None)
+        assert expected == (name, (tuple(tensor.shape), tensor.dtype)), f"{name} came, {expected} is next"
+        yield _bytes(tensor.contiguous().flatten())
+    assert next(left, None) is None, "tensors are missing"
+
+
+def _bytes(flat: torch.Tensor) -> memoryview:
+    return flat.view(torch.uint8).numpy().data
+
+
+def _header(specs: Specs) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
+    for name, (shape, dtype) in specs.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in shapes:
-            file.writelines(piece.view(torch.uint8).numpy().data for piece in pieces(name))
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
 
 
 def write_sharded(folder: Path, shapes: Shapes, dtype: torch.dtype, pieces: Pieces, shard_bytes: int) -> None:
