@@ -96,16 +96,25 @@ class DeadlinePolicy:
         if not len(in_need) and oldest_prompt == math.inf:
             return queue
         unheard = oldest_prompt < math.inf or (table.play_end[in_need[table.run_audio[in_need]]] == -np.inf).any()
+        if unheard and self._can_all_wait(now, queue):
+            return []
         patience = 0.0 if unheard else self._decode_slack(now, table, slots)
-        spare = self._first_sound() + self.options.margin if unheard else math.inf
-        chosen: list[SpeechJob] = []
-        for job in queue:
-            cost = self.cost.speech([*(j.frames for j in chosen), job.frames])
-            can_wait = job.play_end - now - cost > spare
-            if can_wait or (chosen and cost > max(patience, self.options.speech_batch)):
+        chosen = queue[:1]
+        for job in queue[1:]:
+            if self.cost.speech([*(j.frames for j in chosen), job.frames]) > max(patience, self.options.speech_batch):
                 break
             chosen.append(job)
         return chosen
+
+    def _can_all_wait(self, now: float, queue: Sequence[SpeechJob]) -> bool:
+        """Whether every chunk, solved after those before it, would be in time after somebody else's first sound."""
+        begin = now + self._first_sound() + self.options.margin
+        frames: list[int] = []
+        for job in queue:
+            frames.append(job.frames)
+            if job.play_end < begin + self.cost.speech(frames):
+                return False
+        return True
 
     def _decode_slack(self, now: float, table: SlotTable, slots: np.ndarray) -> float:
         """Slack of the decoding stream whose listener is most urgent; streams of text only can wait for ``step``."""

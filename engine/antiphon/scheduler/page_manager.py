@@ -66,12 +66,13 @@ class PageManager:
         )
 
     def open_page(self, state: RequestState) -> int | None:
-        """Register what is complete and take the page of the newest position in every active group.
+        """For a decoding request: register what is complete and take the page of the newest position in every group.
 
         Returns None, or, having taken nothing, a group in which no page is available.
         """
-        self.register(state)
-        needed = state.num_pages_needed
+        num_tokens = state.num_tokens
+        self.register(state, num_tokens - 1)
+        needed = -(-num_tokens // PAGE_SIZE)
         lacking = [group for group in state.groups if len(state.pages[group]) < needed]
         for group in lacking:
             if not self.pools.groups[group].num_available:
@@ -83,16 +84,15 @@ class PageManager:
             self._writes[group, state.slot, needed - 1] = page
         return None
 
-    def register(self, state: RequestState) -> None:
+    def register(self, state: RequestState, num_computed: int) -> None:
         """Complete pages become shareable."""
-        num_complete = state.num_computed // PAGE_SIZE
-        while state.num_registered < num_complete:
+        while (state.num_registered + 1) * PAGE_SIZE <= num_computed:
             self.cache.register(state, state.num_registered)
             state.num_registered += 1
 
     def release_text(self, state: RequestState) -> None:
         """The text branch will never run again for this request. Call before ``state.end_text``."""
-        self.register(state)
+        self.register(state, state.num_computed)
         self.cache.register_rows(state, (TEXT,))
         self.pools.text.release_all(state.pages[TEXT])
         state.pages[TEXT].clear()
@@ -100,7 +100,7 @@ class PageManager:
     def release(self, state: RequestState, remember: bool = True) -> None:
         """Give back every page; with ``remember`` what was computed since the last ``register`` is cached too."""
         if remember:
-            self.register(state)
+            self.register(state, state.num_computed)
             self.cache.register_rows(state, state.groups)
         for pool, pages in zip(self.pools.groups, state.pages, strict=True):
             pool.release_all(pages)

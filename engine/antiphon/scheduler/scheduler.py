@@ -147,7 +147,7 @@ class Scheduler:
         self._close(plan)
         for state, length in self._planned_prefills(plan):
             state.num_computed += length
-            self.memory.register(state)
+            self.memory.register(state, state.num_computed)
             if state.num_computed == state.num_tokens:
                 del self.prefilling[state.request_id]
                 state.phase = Phase.DECODING
