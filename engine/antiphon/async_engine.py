@@ -161,10 +161,14 @@ class AsyncEngine:
             raise ValueError(f"request id {request_id!r} is in use")
         mailbox = self._mailboxes[request_id] = Mailbox(self.max_buffered_bytes)
         self.backend.send(Submit(request_id, request, history, keep))
-        return RequestStream(request_id, mailbox, self._abort)
+        return RequestStream(request_id, mailbox, self._abort, self._cancel)
 
     def _abort(self, request_id: str) -> None:
         if self._mailboxes.pop(request_id, None) is not None:
+            self.backend.send(Abort(request_id))
+
+    def _cancel(self, request_id: str) -> None:
+        if request_id in self._mailboxes:
             self.backend.send(Abort(request_id))
 
     # -- events --------------------------------------------------------------------------------------------------

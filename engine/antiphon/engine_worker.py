@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from .deltas import FinishDelta
+from .deltas import FinishDelta, Timings, Usage
 from .engine import Output
 from .engine_messages import (
     Abort,
@@ -110,7 +110,9 @@ class EngineWorker:
             self._preparing.add(item.request_id)
             pool.submit(self._prepare, item)
         elif isinstance(item, Abort):
-            self._preparing.discard(item.request_id)
+            if item.request_id in self._preparing:
+                self._preparing.discard(item.request_id)
+                return [Emitted(item.request_id, FinishDelta("abort", Usage(0, 0, 0, 0), Timings()))]
             self.engine.abort(item.request_id)
         elif isinstance(item, Shutdown):
             self._stopped = True

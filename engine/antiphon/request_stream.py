@@ -79,9 +79,11 @@ class RequestStream:
         request_id: the engine's name for it.
     """
 
-    def __init__(self, request_id: str, mailbox: Mailbox, abort: Callable[[str], None]):
+    def __init__(
+        self, request_id: str, mailbox: Mailbox, abort: Callable[[str], None], cancel: Callable[[str], None]
+    ):
         self.request_id = request_id
-        self._mailbox = mailbox
+        self._mailbox, self._cancel = mailbox, cancel
         self._finalizer = weakref.finalize(self, abort, request_id)
         self._finalizer.atexit = False
 
@@ -132,6 +134,11 @@ class RequestStream:
     def abort(self) -> None:
         """End the request at once; a no-op when it has ended."""
         self._finalizer()
+
+    def cancel(self) -> None:
+        """Stop generating, but read on: what was generated, a ``FinishDelta`` with reason ``abort``, the conversation."""
+        if not self._mailbox.ended:
+            self._cancel(self.request_id)
 
     def fail(self, error: AntiphonError) -> None:
         """End the request with an error of the caller's own, which the reader gets next."""
