@@ -4,6 +4,7 @@ from . import native
 from .add_rms_norm import add_rms_norm
 from .advance_streams import Stop, advance_streams
 from .alias_free_snake import alias_free_snake
+from .conv1d import conv1d
 from .dual_embed import dual_embed
 from .encoder_attention import encoder_attention
 from .euler_step import euler_step
@@ -33,6 +34,7 @@ __all__ = [
     "add_rms_norm",
     "advance_streams",
     "alias_free_snake",
+    "conv1d",
     "count_calls",
     "dual_embed",
     "encoder_attention",

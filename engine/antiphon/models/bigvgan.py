@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from antiphon_kernels import alias_free_snake
+from antiphon_kernels import alias_free_snake, conv1d
 
 from ..config import VocoderConfig
 from ..upload import upload
@@ -69,13 +69,13 @@ class BigVgan:
         """``lengths`` int64 [N] counts the valid frames of each item, None: all of them."""
         weights, config = self.weights, self.config
         x = mel.to(self.dtype).transpose(1, 2)
-        x = F.conv1d(x, weights["conv_pre.weight"], weights["conv_pre.bias"], padding=3)
+        x = conv1d(x, weights["conv_pre.weight"], weights["conv_pre.bias"], None, 1)
         for stage, rate in enumerate(config.upsample_rates):
             x = self._upsample(stage, mask_tail(x, lengths))
             lengths = None if lengths is None else lengths * rate
             x = self._mean_of_blocks(stage, x, lengths)
         x = self._activation("activation_post", x, lengths)
-        x = F.conv1d(x, weights["conv_post.weight"], weights.get("conv_post.bias"), padding=3)
+        x = conv1d(x, weights["conv_post.weight"], weights.get("conv_post.bias"), None, 1)
         x = torch.tanh(x) if config.use_tanh_at_final else x.clamp(-1.0, 1.0)
         return x[:, 0].float()
 
@@ -97,15 +97,13 @@ class BigVgan:
         name, kind = f"resblocks.{block}", block % len(self.config.resblock_kernel_sizes)
         for index, dilation in enumerate(self.config.resblock_dilation_sizes[kind]):
             y = self._activation(f"{name}.activations.{2 * index}", x, lengths)
-            y = self._conv(f"{name}.convs1.{index}", y, dilation)
+            y = self._conv(f"{name}.convs1.{index}", y, None, dilation)
             y = self._activation(f"{name}.activations.{2 * index + 1}", y, lengths)
-            x = x + self._conv(f"{name}.convs2.{index}", y, 1)
+            x = self._conv(f"{name}.convs2.{index}", y, x, 1)
         return x
 
-    def _conv(self, name: str, x: torch.Tensor, dilation: int) -> torch.Tensor:
-        weight = self.weights[f"{name}.weight"]
-        padding = (weight.shape[-1] - 1) * dilation // 2
-        return F.conv1d(x, weight, self.weights[f"{name}.bias"], padding=padding, dilation=dilation)
+    def _conv(self, name: str, x: torch.Tensor, residual: torch.Tensor | None, dilation: int) -> torch.Tensor:
+        return conv1d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], residual, dilation)
 
     def _activation(self, name: str, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         parameters = [
