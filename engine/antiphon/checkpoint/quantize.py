@@ -57,10 +57,8 @@ def quantize_checkpoint(
         CheckpointError: the model is converted already, damaged, or ``out`` holds something.
         ConfigError: the scheme is unknown or does not fit the model.
     """
-    quantization = _plan(config, scheme, heads, calibration)
+    quantization = replace(check_plan(config, out, scheme, heads), calibration=calibration)
     specs = quantized.packed_specs(config.llm, quantization)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} is not an empty folder; give a new one")
     out.mkdir(parents=True, exist_ok=True)
     _link_other_parts(config, out)
     tensors = _watched(quantized_tensors(config, quantization, inputs or {}), on_tensor)
@@ -120,7 +118,8 @@ def _layer(
             yield f"{prefix}.{name}", weight if scales is None else scales.others[name]
 
 
-def _plan(config: ModelConfig, scheme: str, heads: str | None, calibration: str | None) -> QuantizationConfig:
+def check_plan(config: ModelConfig, out: Path, scheme: str, heads: str | None = None) -> QuantizationConfig:
+    """What will be stored, before anything is read; raises as :func:`quantize_checkpoint`."""
     if config.quantization is not None:
         raise CheckpointError(
             f"{config.path} is converted already (layers {config.quantization.layers}); give the official checkpoint"
@@ -130,7 +129,11 @@ def _plan(config: ModelConfig, scheme: str, heads: str | None, calibration: str 
     layers, default = SCHEMES[scheme]
     if heads is not None and heads not in QuantizationConfig.STORED:
         raise ConfigError(f"heads {heads!r}: expected one of {', '.join(QuantizationConfig.STORED)}")
-    return QuantizationConfig(layers, heads or default, calibration, {})
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} is not an empty folder; give a new one")
+    plan = QuantizationConfig(layers, heads or default, None, {})
+    quantized.packed_specs(config.llm, plan)
+    return plan
 
 
 def _link_other_parts(config: ModelConfig, out: Path) -> None:
