@@ -17,7 +17,7 @@ from ..store import ConversationStore, open_store
 from . import chat, console, errors, operations, transcription
 from .config import ServerConfig
 from .middleware import Gate
-from .realtime import websocket as realtime
+from .realtime import calls, websocket
 from .service import Service
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def create_app(config: ServerConfig, engine: AsyncEngine, name: str, store: Conv
         purging = asyncio.create_task(_purge(service))
         yield
         await drain(service)
+        for call in list(service.calls.values()):
+            await call.close()
         purging.cancel()
         await engine.close()
         await service.in_thread(service.store.close)
@@ -47,7 +49,7 @@ def create_app(config: ServerConfig, engine: AsyncEngine, name: str, store: Conv
     app = FastAPI(title="Antiphon", version=__version__, lifespan=lifespan, summary="Kimi-Audio behind OpenAI's interface")
     app.state.service = service
     errors.install(app)
-    for part in (chat, transcription, operations, realtime, console):
+    for part in (chat, transcription, operations, websocket, calls, console):
         app.include_router(part.router)
     app.add_middleware(Gate, keys=config.keys(), max_bytes=config.max_upload_bytes, service=service)
     if config.cors_origins:

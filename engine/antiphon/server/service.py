@@ -32,6 +32,8 @@ class Service:
         self.metrics = Metrics(engine)
         self.draining = False
         self.num_sessions = 0
+        self.calls: dict[str, Any] = {}
+        self._watchers: set[asyncio.Task] = set()
         self.started = time.time()
         self.speech = SpeechOptions(
             first_chunk=config.first_chunk,
@@ -42,6 +44,29 @@ class Service:
             overlap=config.overlap,
             eager=True,
         )
+
+    def session_began(self) -> None:
+        """A realtime session is open."""
+        self.num_sessions += 1
+        self.metrics.sessions.set(self.num_sessions)
+
+    def session_ended(self) -> None:
+        """It is closed."""
+        self.num_sessions -= 1
+        self.metrics.sessions.set(self.num_sessions)
+
+    def keep_call(self, call: Any) -> None:
+        """Hold a WebRTC call, a session that has begun, until it ends."""
+
+        async def watch() -> None:
+            await call.ended.wait()
+            del self.calls[call.id]
+            self.session_ended()
+
+        self.calls[call.id] = call
+        task = asyncio.create_task(watch())
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
 
     async def in_thread(self, function, *arguments) -> Any:
         """Run something that blocks."""

@@ -197,7 +197,7 @@ class Session:
         await self.send("input_audio_buffer.committed", item_id=item.id, previous_item_id=self.items.last_id)
         await self._add(item)
         if self.settings.transcription is not None:
-            self._spawn(self._transcribe(item, recording))
+            self.spawn(self._transcribe(item, recording))
 
     async def _add(self, item: Item, after: str | None = None) -> None:
         if len(self.items) >= self.items.max_items:
@@ -293,7 +293,8 @@ class Session:
 
     # -- what the user said --------------------------------------------------------------------------------------
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Awaitable[None]) -> None:
+        """Do something on the side, for as long as the session lasts."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

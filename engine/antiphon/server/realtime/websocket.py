@@ -57,8 +57,7 @@ def refuse(service: Service, model: str | None) -> ApiError | None:
 
 async def hold(service: Service, websocket: WebSocket, session: Session) -> None:
     """The session's life, bounded by its limits."""
-    service.num_sessions += 1
-    service.metrics.sessions.set(service.num_sessions)
+    service.session_began()
     watch = asyncio.create_task(_watch(service, websocket, session))
     try:
         await session.start()
@@ -72,8 +71,7 @@ async def hold(service: Service, websocket: WebSocket, session: Session) -> None
     finally:
         watch.cancel()
         await session.close()
-        service.num_sessions -= 1
-        service.metrics.sessions.set(service.num_sessions)
+        service.session_ended()
 
 
 async def _watch(service: Service, websocket: WebSocket, session: Session) -> None:
