@@ -110,10 +110,11 @@ __device__ void store_outputs(T* line, int start, int length, const float* even,
   }
 }
 
-// x, out [lines, length]; alpha, inv_beta [channels]; filters [12]. Grid: lines * ceil(length / kTile) blocks of kThreads.
+// x, out [lines, length]; alpha, inv_beta [channels] and filters [12] in float32. Grid: lines * ceil(length / kTile) blocks of kThreads.
 template <class T>
 __device__ __forceinline__ void alias_free_snake(
-    const T* x, const T* alpha, const T* inv_beta, const T* up_filter, const T* down_filter, T* out, int channels, int length) {
+    const T* x, const float* alpha, const float* inv_beta, const float* up_filter, const float* down_filter, T* out, int channels,
+    int length) {
   __shared__ float input[kTile + 2 * kReach];
   alignas(16) __shared__ float even[kFrameSpace];
   alignas(16) __shared__ float odd[kFrameSpace];
@@ -122,10 +123,10 @@ __device__ __forceinline__ void alias_free_snake(
   const int64 row = blockIdx.x / tiles;
   const int start = static_cast<int>(blockIdx.x % tiles) * kTile;
   const T* source = x + row * length;
-  if (threadIdx.x < 24) filters[threadIdx.x] = widen(threadIdx.x < 12 ? up_filter[threadIdx.x] : down_filter[threadIdx.x - 12]);
+  if (threadIdx.x < 24) filters[threadIdx.x] = threadIdx.x < 12 ? up_filter[threadIdx.x] : down_filter[threadIdx.x - 12];
   load_input(source, start, length, input);
   __syncthreads();
-  const float a = widen(alpha[row % channels]), b = widen(inv_beta[row % channels]);
+  const float a = alpha[row % channels], b = inv_beta[row % channels];
   for (int i = threadIdx.x; i < kTile + 2 * kHalo; i += kThreads) {
     const int frame = start - kHalo + i;
     const int inside = frame < 0 ? 0 : frame >= length ? length - 1 : frame;
@@ -142,8 +143,8 @@ __device__ __forceinline__ void alias_free_snake(
 
 #define ANTIPHON_KERNEL(name, T)                                                                                         \
   extern "C" __global__ void __launch_bounds__(antiphon::kThreads) name(                                                 \
-      const T* x, const T* alpha, const T* inv_beta, const T* up_filter, const T* down_filter, T* out, int channels,      \
-      int length) {                                                                                                      \
+      const T* x, const float* alpha, const float* inv_beta, const float* up_filter, const float* down_filter, T* out,    \
+      int channels, int length) {                                                                                        \
     antiphon::alias_free_snake(x, alpha, inv_beta, up_filter, down_filter, out, channels, length);                       \
   }
 

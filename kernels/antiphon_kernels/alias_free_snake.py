@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from . import cuda_support
 from .layer_norm_modulate import accumulation_dtype
 from .operator import Operator
 from .triton_support import cdiv, check, jit, launch, supported_dtype, tl
@@ -130,6 +131,31 @@ def alias_free_snake_triton(
     return out
 
 
+CUDA_TILE, CUDA_THREADS = 1024, 128
+"""kTile and kThreads of csrc/cuda/alias_free_snake.cu."""
+
+
+def alias_free_snake_cuda(
+    x: torch.Tensor, alpha: torch.Tensor, inv_beta: torch.Tensor, up_filter: torch.Tensor, down_filter: torch.Tensor
+) -> torch.Tensor:
+    """csrc/cuda/alias_free_snake.cu: one block per line and tile."""
+    parameters = (alpha, inv_beta, up_filter, down_filter)
+    check(all(p.dtype == torch.float32 and p.is_contiguous() for p in parameters), "parameters: contiguous float32")
+    x = x.contiguous()
+    batch, channels, length = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    blocks = batch * channels * cdiv(length, CUDA_TILE)
+    entry = f"alias_free_snake_{str(x.dtype).removeprefix('torch.')}"
+    cuda_support.launch("alias_free_snake", entry, blocks, CUDA_THREADS, x, *parameters, out, channels, length)
+    return out
+
+
+def cuda_supported(x, *parameters) -> bool:
+    """A dtype of the kernel, float32 parameters."""
+    known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return cuda_support.available and known and all(p.dtype == torch.float32 for p in parameters)
+
+
 def fake(x, alpha, inv_beta, up_filter, down_filter):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -141,3 +167,4 @@ alias_free_snake = Operator(
     fake=fake,
 )
 alias_free_snake.backend("triton", devices=("cuda",), supports=supported_dtype)(alias_free_snake_triton)
+alias_free_snake.backend("cuda", devices=("cuda",), supports=cuda_supported)(alias_free_snake_cuda)

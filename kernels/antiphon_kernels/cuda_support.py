@@ -104,9 +104,23 @@ class _TorchStream:
         return 0, torch.cuda.current_stream().cuda_stream
 
 
-def launch(source: str, entry: str, blocks: int, threads: int, *args: torch.Tensor | int | None) -> None:
-    """Start a kernel on PyTorch's current stream; tensors are passed as addresses, None as null, ints as int32 unless numpy says else."""
+class Int64(int):
+    """An int that the kernel takes as 64 bits."""
+
+
+def packed_argument(value: torch.Tensor | int | None) -> Any:
+    """A kernel argument as cuda.core takes it: an address, null, or a numpy int of the parameter's width."""
     import numpy as np
+
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr()
+    if value is None:
+        return 0
+    return np.int64(value) if isinstance(value, Int64) else np.int32(value)
+
+
+def launch(source: str, entry: str, blocks: int, threads: int, *args: torch.Tensor | int | None) -> None:
+    """Start a kernel on PyTorch's current stream."""
     from cuda.core import Device, LaunchConfig
     from cuda.core import launch as start
 
@@ -115,8 +129,25 @@ def launch(source: str, entry: str, blocks: int, threads: int, *args: torch.Tens
         current = Device(device.index)
         current.set_current()
         stream = current.create_stream(_TorchStream())
-        values = [
-            a.data_ptr() if isinstance(a, torch.Tensor) else 0 if a is None else np.int32(a) if isinstance(a, int) else a
-            for a in args
-        ]
-        start(stream, LaunchConfig(grid=blocks, block=threads), _kernel(source, entry, device.index), *values)
+        config = LaunchConfig(grid=blocks, block=threads)
+        start(stream, config, _kernel(source, entry, device.index), *map(packed_argument, args))
+
+
+SKINNY_ROWS = (1, 4, 8)
+"""Row counts that csrc/cuda/linear_int*.cu is instantiated for; a branch may have fewer."""
+
+
+def launch_skinny(
+    name: str, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int
+) -> torch.Tensor:
+    """``linear_int8`` or ``linear_int4`` for at most 8 rows per branch; x bfloat16 or float16, rows 16-byte aligned."""
+    num_rows, inputs = x.shape
+    rows, outputs = max(split, num_rows - split), weight.shape[1]
+    if rows > SKINNY_ROWS[-1] or inputs % 128 or x.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"{name}: at most 8 rows of a multiple of 128 16-bit inputs, got {tuple(x.shape)} {x.dtype}, split {split}")
+    x, out = x.contiguous(), torch.empty(num_rows, outputs, dtype=x.dtype, device=x.device)
+    most = next(n for n in SKINNY_ROWS if n >= rows)
+    entry = f"{name}_{str(x.dtype).removeprefix('torch.')}_{most}"
+    blocks = weight.shape[0] * -(-outputs // 4)
+    launch(name, entry, blocks, 128, x, weight, scale, bias, out, Int64(inputs), num_rows, split, inputs, outputs)
+    return out

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from . import cuda_support
 from .branches import check_split
 from .linear import Tile, branch_tile, num_row_tiles
 from .linear import reference as dense
@@ -137,6 +138,16 @@ def linear_int4_triton(
         outputs=outputs, M=tile.M, N=tile.N, GROUP=GROUP,
     )  # fmt: skip
     return out
+
+
+def linear_int4_cuda(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int
+) -> torch.Tensor:
+    """csrc/cuda/linear_int4.cu, up to 8 rows per branch: a warp per output.
+
+    Not registered: it sums in another order than the Triton kernel, so a row would depend on how many rows there are.
+    """
+    return cuda_support.launch_skinny("linear_int4", x, weight, scale, bias, split)
 
 
 def fake(x, weight, scale, bias, split):

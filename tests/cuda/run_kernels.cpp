@@ -48,12 +48,12 @@ template <class T, class F>
 void run_snake(F kernel, char** a) {
   const int lines = std::atoi(a[0]), channels = std::atoi(a[1]), length = std::atoi(a[2]), offset = std::atoi(a[3]);
   const size_t size = sizeof(T) * lines * length;
-  Buffer x(size, offset * sizeof(T)), alpha(sizeof(T) * channels), beta(sizeof(T) * channels), up(sizeof(T) * 12), down(sizeof(T) * 12),
+  Buffer x(size, offset * sizeof(T)), alpha(4 * channels), beta(4 * channels), up(48), down(48),
       out(size, offset * sizeof(T));
   for (Buffer* b : {&x, &alpha, &beta, &up, &down}) b->read();
   const unsigned blocks = lines * ((length + antiphon::kTile - 1) / antiphon::kTile);
   cpu_exec::launch(blocks, antiphon::kThreads, [&] {
-    kernel(x.as<T>(), alpha.as<T>(), beta.as<T>(), up.as<T>(), down.as<T>(), out.as<T>(), channels, length);
+    kernel(x.as<T>(), alpha.as<float>(), beta.as<float>(), up.as<float>(), down.as<float>(), out.as<T>(), channels, length);
   });
   out.write();
 }

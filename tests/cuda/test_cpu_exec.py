@@ -29,8 +29,8 @@ def dtype_name(x: torch.Tensor) -> str:
 def snake_case(length: int, dtype: torch.dtype, channels: int = 2, batch: int = 1):
     torch.manual_seed(length)
     x = 2 * torch.randn(batch, channels, length).to(dtype)
-    alpha = torch.tensor([0.3, 25.0])[:channels].to(dtype)
-    return x, alpha, (alpha.float() + 0.5).to(dtype), *(torch.rand(2, 12) / 4).to(dtype)
+    alpha = torch.tensor([0.3, 25.0])[:channels]
+    return x, alpha, alpha + 0.5, *(torch.rand(2, 12) / 4)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Compile Triton specialisations for a GPU that is not there, and read what the binary needs and does.
 
-    python -m antiphon.planner.kernel_compile < jobs.json > builds.json
+    python -m antiphon.planner.kernel_compile < jobs.json > builds.jsonl
 
 A job is a recorded launch (``antiphon_kernels.triton_support.Launch``) and a compute capability. Compilation runs in
 worker processes: Triton decides at import whether kernels are compiled or interpreted, so a process that interprets
@@ -87,9 +87,13 @@ def _run_worker(jobs: list[tuple[Launch, int]], cache: Path | None) -> list[Buil
     done = subprocess.run(
         [sys.executable, "-m", __name__], input=request, capture_output=True, text=True, env=environment, check=False
     )
-    if done.returncode:
-        raise RuntimeError(f"kernel compilation failed:\n{done.stderr[-4000:]}")
-    return [Build(launch=_launch(b.pop("launch")), **b) for b in json.loads(done.stdout.splitlines()[-1])]
+    builds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if len(builds) < len(jobs):
+        launch, capability = jobs[len(builds)]
+        raise RuntimeError(
+            f"{specialisation(launch)} does not compile for sm_{capability} (exit status {done.returncode}):\n{done.stderr[-4000:]}"
+        )
+    return [Build(launch=_launch(b.pop("launch")), **b) for b in builds]
 
 
 def _launch(fields: dict) -> Launch:
@@ -151,10 +155,10 @@ def build(launch: Launch, capability: int) -> Build:
 
 
 def main() -> None:
-    """Worker: jobs as JSON on stdin, builds as one JSON line on stdout."""
-    jobs = json.load(sys.stdin)
-    builds = [build(_launch({k: v for k, v in job.items() if k != "capability"}), job["capability"]) for job in jobs]
-    print(json.dumps([asdict(b) for b in builds]))
+    """Worker: jobs as JSON on stdin, one line of JSON per build on stdout."""
+    for job in json.load(sys.stdin):
+        launch = _launch({k: v for k, v in job.items() if k != "capability"})
+        print(json.dumps(asdict(build(launch, job["capability"]))), flush=True)
 
 
 if __name__ == "__main__":

@@ -308,9 +308,9 @@ def _sound(s: Sizes) -> Iterator[Case]:
 
 
 def _snake(m: Maker, channels: int, length: int) -> Call:
-    x, filters = m.values(1, channels, length), m.values(2, 12, scale=0.3)
-    alpha, inv_beta = m.values(channels).abs() + 0.1, m.values(channels).abs()
-    return Call((x, alpha, inv_beta, filters[0].contiguous(), filters[1].clone()), 2 * num_bytes(x), 60 * x.numel())
+    x, filters = m.values(1, channels, length), m.values(2, 12, dtype=torch.float32, scale=0.3)
+    alpha, inv_beta = (m.values(channels, dtype=torch.float32).abs() + 0.1 for _ in range(2))
+    return Call((x, alpha, inv_beta, filters[0], filters[1].clone()), 2 * num_bytes(x), 60 * x.numel())
 
 
 def _encoder(m: Maker, s: Sizes, block: int, dtype: torch.dtype) -> Call:
