@@ -2,7 +2,8 @@
 //
 // Two blocks of 16 output channels meet two blocks of 16 times: four sums in tiles. A step is one tap and 32 input
 // channels; its times are a shifted view of the packed input (conv1d_pack.cpp), so no patch is ever copied. Weights of
-// the 32 channels at hand are packed once a unit: [block][plane][tap][step][16][32].
+// the 32 channels at hand are packed once a unit: [block][plane][input channels / 32][tap][16][32]. Taps are the inner
+// loop: they read the same cache lines of the input.
 #pragma once
 
 #include "tiles.h"
@@ -16,6 +17,18 @@ struct ConvWeights {
   int64_t steps, plane, block;  // taps * channel blocks; elements of a plane and of a block
 };
 
+// p[0], p[stride], ..., n of them, then zeros.
+inline vf load_strided(const float* p, int64_t stride, int64_t n) {
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i at = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int32_t>(stride)));
+  return _mm512_mask_i32gather_ps(set1(0.0f), first(n), at, p, 4);
+}
+inline vf load_strided(const bf16* p, int64_t stride, int64_t n) {
+  bf16 values[VF] = {};
+  for (int64_t i = 0; i < n; ++i) values[i] = p[i * stride];
+  return load(values);
+}
+
 template <class T>
 inline void pack_conv_weights(const Conv1dArgs& a, int64_t co, const ConvWeights& w) {
   const int64_t channel_blocks = a.padded_channels / kConvK;
@@ -25,12 +38,10 @@ inline void pack_conv_weights(const Conv1dArgs& a, int64_t co, const ConvWeights
     bf16* out = w.memory + r / kTileRows * w.block + r % kTileRows * kConvK;
     for (int64_t j = 0; j < a.taps; ++j)
       for (int64_t c = 0; c < channel_blocks; ++c) {
-        alignas(64) float values[kConvK] = {};
         const int64_t held = exists ? min64(kConvK, a.in_channels - c * kConvK) : 0;
-        for (int64_t i = 0; i < held; ++i) values[i] = widen(row[(c * kConvK + i) * a.taps + j]);
-        bf16* high = out + (j * channel_blocks + c) * kTileRows * kConvK;
+        bf16* high = out + (c * a.taps + j) * kTileRows * kConvK;
         for (int64_t i = 0; i < kConvK; i += VF) {
-          const vf v = load(values + i);
+          const vf v = load_strided(row + (c * kConvK + i) * a.taps + j, a.taps, max64(0, min64(VF, held - i)));
           store(high + i, v);
           if (a.num_planes == 2) store(high + w.plane + i, sub(v, load(high + i)));
         }
@@ -38,18 +49,32 @@ inline void pack_conv_weights(const Conv1dArgs& a, int64_t co, const ConvWeights
   }
 }
 
+// The next 32 input channels: `reach` bytes of 16 rows a plane.
+template <bool kSplit>
+inline void prefetch_channels(const bf16* rows, int64_t stride, int64_t plane, int64_t reach) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    const char* row = reinterpret_cast<const char*>(rows) + r * stride;
+    for (int64_t i = 0; i < reach; i += 64) {
+      prefetch(row + i);
+      if constexpr (kSplit) prefetch(row + plane * 2 + i);
+    }
+  }
+}
+
 // sums[co block][time block][16][16] of 32 channels and 32 times from `x` on (the packed input, first tap).
 template <bool kSplit>
 inline void conv_products(const Conv1dArgs& a, const ConvWeights& w, const bf16* x, float (*sums)[2][256]) {
-  const int64_t row = a.padded_length * 4, channel_blocks = a.padded_channels / kConvK;
-  const int64_t plane = a.padded_channels * a.padded_length;
+  const int64_t row = a.padded_length * 4, plane = a.padded_channels * a.padded_length;
+  const int64_t reach = 4 * (kConvTimes + 2 * a.padding);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t step = 0; step < w.steps; ++step) {
-    const int64_t j = step / channel_blocks, c = step % channel_blocks;
-    const bf16* b = x + 2 * (c * kConvK / 2 * a.padded_length + j * a.dilation);
+    const int64_t c = step / a.taps, j = step % a.taps;
+    const bf16* rows = x + c * kConvK * a.padded_length;
+    if (j == 0 && step + a.taps < w.steps) prefetch_channels<kSplit>(rows + kConvK * a.padded_length, row, plane, reach);
+    const bf16* b = rows + 2 * j * a.dilation;
     const bf16* weights = w.memory + step * kTileRows * kConvK;
     _tile_loadd(4, weights, 64);
     _tile_loadd(6, b, row);
