@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ class NullModel:
     """Runs a plan without looking at it more than necessary.
 
     Args:
-        seed_of: seed of a request by id; the tokens of a request depend on nothing else.
+        seed_of: seed of a request by id, default: its checksum; the tokens of a request depend on nothing else.
         text_steps: the text stream ends with this step.
         audio_steps: ``finished`` with this step; None: requests run to their limit.
         vocab_size: tokens are in [0, vocab_size).
@@ -23,13 +24,13 @@ class NullModel:
 
     def __init__(
         self,
-        seed_of: Callable[[str], int] = hash,
+        seed_of: Callable[[str], int] | None = None,
         *,
         text_steps: int = 40,
         audio_steps: int | None = None,
         vocab_size: int = 1000,
     ):
-        self.seed_of = seed_of
+        self.seed_of = seed_of if seed_of is not None else lambda request_id: zlib.crc32(request_id.encode())
         self.text_steps = text_steps
         self.audio_steps = audio_steps
         self.vocab_size = vocab_size
