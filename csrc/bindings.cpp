@@ -126,29 +126,31 @@ void conv1d(int dtype, Address x, Address weight, Address bias, Address residual
   launch(kernel.conv1d, args);
 }
 
-using Addresses = std::vector<Address>;  // of a layer's or a model's tensors, in the order of the struct's members
+// Addresses of a layer's or a model's tensors, in the order of the struct's members; a matrix is three: format, weight,
+// scale.
+using Addresses = std::vector<Address>;
 
-LayerWeights layer_weights(int64_t branches, const Addresses& a) {
-  return {branches, at(a.at(0)), at(a.at(1)), at(a.at(2)), at(a.at(3)), at(a.at(4)), at(a.at(5)), at(a.at(6)),
-          at(a.at(7)), at(a.at(8))};
+Matrix matrix(const Addresses& a, size_t i) {
+  return {static_cast<Format>(a.at(i)), at(a.at(i + 1)), at(a.at(i + 2))};
 }
 
-std::vector<LayerWeights> all_layers(const std::vector<std::pair<int64_t, Addresses>>& layers) {
+std::vector<LayerWeights> all_layers(const std::vector<Addresses>& layers) {
   std::vector<LayerWeights> out;
-  for (const auto& [branches, addresses] : layers) out.push_back(layer_weights(branches, addresses));
+  for (const Addresses& a : layers)
+    out.push_back({at(a.at(0)), at(a.at(1)), at(a.at(2)), at(a.at(3)), at(a.at(4)), matrix(a, 5), matrix(a, 8),
+                   matrix(a, 11), matrix(a, 14)});
   return out;
 }
 
 // sizes: hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size, vocabulary, num_text_layers,
-// num_audio_layers; model: embed, final_norm, lm_head, audio_head, cos, sin.
+// num_audio_layers; model: embed, final_norm, lm_head (3), audio_head (3), cos, sin.
 std::unique_ptr<DecodeStep> decode_step(int dtype, const std::vector<int64_t>& sizes, float eps,
-                                        const Addresses& model,
-                                        const std::vector<std::pair<int64_t, Addresses>>& trunk,
-                                        const std::vector<std::pair<int64_t, Addresses>>& upper) {
+                                        const Addresses& model, const std::vector<Addresses>& trunk,
+                                        const std::vector<Addresses>& upper) {
   return std::make_unique<DecodeStep>(
       ModelWeights{static_cast<DType>(dtype), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4),
                    sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8), eps, at(model.at(0)), at(model.at(1)),
-                   at(model.at(2)), at(model.at(3)), at<float>(model.at(4)), at<float>(model.at(5)),
+                   matrix(model, 2), matrix(model, 5), at<float>(model.at(8)), at<float>(model.at(9)),
                    all_layers(trunk), all_layers(upper)});
 }
 

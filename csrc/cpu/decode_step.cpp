@@ -55,9 +55,16 @@ struct DecodeStep::Thread {
                                        m.hidden, m.eps});
   }
 
-  void linear(const char* x, const void* weight, const void* bias, void* out, int64_t rows, int64_t split, int64_t n,
+  void linear(const char* x, const Matrix& w, const void* bias, void* out, int64_t rows, int64_t split, int64_t n,
               int64_t k) const {
-    phase(kernel.linear, LinearArgs{m.dtype, x, k, weight, bias, out, rows, split, n, k});
+    if (w.format == Format::int8)
+      phase(kernel.linear_int8, LinearInt8Args{m.dtype, x, k, static_cast<const int8_t*>(w.weight),
+                                               static_cast<const float*>(w.scale), bias, out, rows, split, n, k});
+    else if (w.format == Format::int4)
+      phase(kernel.linear_int4, LinearInt4Args{m.dtype, x, k, static_cast<const uint8_t*>(w.weight),
+                                               static_cast<const bf16*>(w.scale), bias, out, rows, split, n, k});
+    else
+      phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, bias, out, rows, split, n, k});
   }
 
   void gather(const char* x, const char* residual, const int64_t* rows, char* out, int64_t num_rows) const {
@@ -82,9 +89,9 @@ struct DecodeStep::Thread {
     const int64_t qkv = heads + 2 * m.num_kv_heads * m.head_dim;
     first ? norm(s.residual_, nullptr, w.input_norm, s.y_, rows, split)
           : norm(s.x_, s.residual_, w.input_norm, s.y_, rows, split);
-    linear(s.y_, w.qkv_weight, w.qkv_bias, s.qkv_, rows, split, qkv, m.hidden);
+    linear(s.y_, w.qkv, w.qkv_bias, s.qkv_, rows, split, qkv, m.hidden);
     attention(w, l);
-    linear(s.attended_, w.o_weight, nullptr, s.x_, rows, split, m.hidden, heads);
+    linear(s.attended_, w.output, nullptr, s.x_, rows, split, m.hidden, heads);
     norm(s.x_, s.residual_, w.post_norm, s.y_, rows, split);
     linear(s.y_, w.gate_up, nullptr, s.gate_up_, rows, split, 2 * m.intermediate, m.hidden);
     phase(kernel.silu_mul, SiluMulArgs{m.dtype, s.gate_up_, s.activated_, rows, m.intermediate});

@@ -11,11 +11,19 @@
 
 namespace antiphon {
 
-// A layer in branch form; `branches` is 1 or 2 for every weight of it.
+enum class Format : int64_t { plain = 0, int8 = 1, int4 = 2 };
+
+// One linear map in branch form, as `linear`, `linear_int8` or `linear_int4` takes it; no scale if plain.
+struct Matrix {
+  Format format;
+  const void *weight, *scale;
+};
+
+// A layer in branch form: one or two branches for every weight of it.
 struct LayerWeights {
-  int64_t branches;
-  const void *input_norm, *qkv_weight, *qkv_bias, *o_weight, *post_norm, *gate_up, *down;
+  const void *input_norm, *qkv_bias, *post_norm;
   void *k_cache, *v_cache;  // pages of this layer
+  Matrix qkv, output, gate_up, down;
 };
 
 struct ModelWeights {
@@ -23,7 +31,8 @@ struct ModelWeights {
   int64_t hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size, vocabulary;
   int64_t num_text_layers, num_audio_layers;  // layers of `upper` that each branch has
   float eps;
-  const void *embed, *final_norm, *lm_head, *audio_head;  // final_norm [2, hidden]
+  const void *embed, *final_norm;                         // final_norm [2, hidden]
+  Matrix lm_head, audio_head;
   const float *cos, *sin;
   std::vector<LayerWeights> trunk, upper;
 };

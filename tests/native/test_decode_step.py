@@ -10,6 +10,8 @@ import torch
 import antiphon_kernels as ak
 from antiphon.config import LlmConfig, SpecialTokens
 from antiphon.models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
+from antiphon_kernels.linear_int4 import quantize as quantize_int4
+from antiphon_kernels.linear_int8 import quantize as quantize_int8
 from antiphon_kernels.native import available
 
 if not available:
@@ -139,6 +141,36 @@ def test_equals_the_operators(name, longer, dtype, isa, with_threads):
     for threads in (1, 2, 3):
         got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+
+
+def quantised(model: DualQwen, schemes: dict[str, str]) -> DualQwen:
+    """The model with the matrices whose name ends in a key of ``schemes`` rounded to that scheme."""
+    weights = dict(model.weights)
+    for name, weight in model.weights.items():
+        for ending, scheme in schemes.items():
+            if name.endswith(ending):
+                quantize = {"int8": quantize_int8, "int4": quantize_int4}[scheme]
+                weights[name], weights[f"{name}.scale"] = quantize(weight)
+    return DualQwen(model.config, weights)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "mixed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equals_the_operators_with_quantised_weights(scheme, dtype, isa, with_threads):
+    config, layout = replace(CONFIG, hidden_size=128, intermediate_size=128, head_dim=32), LAYOUTS["mixed"]
+    names = ("qkv_weight", "o_weight", "gate_up", "down", "lm_head", "audio_head")
+    schemes = {"down": "int4", "lm_head": "int8"} if scheme == "mixed" else dict.fromkeys(names, scheme)
+    model = quantised(build_model(config, dtype), schemes)
+    ours, theirs = pages(config, dtype), pages(config, dtype)
+    audio_ids, text_ids = torch.arange(5) * 7 % 301, torch.arange(5) * 11 % 301
+    with ak.use_backend("native"):
+        x = model.embed(audio_ids, text_ids, None, torch.full((5,), -1))
+        expected = model.logits(model.hidden(x, layout, theirs), layout)
+    assert available_for(model, ours.trunk, ours.upper)
+    step = DecodeStep(model, ours.trunk, ours.upper, 3, 2)
+    got = with_threads(2, lambda: step(audio_ids, text_ids, layout))
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
     assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
 
 

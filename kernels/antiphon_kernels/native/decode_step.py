@@ -15,8 +15,11 @@ from torch import Tensor
 from .. import operator
 from ..linear import linear
 from ..linear_weight import LinearWeight
-from .arguments import DTYPES
+from .arguments import DTYPES, pointer
 from .linear import MAX_ROWS
+
+FORMATS = {"plain": 0, "int8": 1, "int4": 2}
+"""The Format enum of the C++ side."""
 
 
 class Layer(Protocol):
@@ -66,12 +69,28 @@ class Layout(Protocol):
 
 
 def available_for(model: Model, kv_trunk: Tensor, kv_upper: Tensor) -> bool:
-    """True if the model and its pages are contiguous CPU tensors of one native dtype, none of them quantised."""
-    dtype = model.embed_table.dtype
-    tensors = [model.embed_table, model.final_norm, model.lm_head.weight, model.audio_head.weight, kv_trunk, kv_upper]
-    for layer in (*model.trunk, *model.upper):
-        tensors += _weights(layer)
-    return dtype in DTYPES and all(t.dtype == dtype and t.is_contiguous() and t.device.type == "cpu" for t in tensors)
+    """True if all is contiguous on the CPU, vectors and pages of one native dtype, matrices of it, int8 or int4."""
+    dtype, layers = model.embed_table.dtype, (*model.trunk, *model.upper)
+    vectors = [model.embed_table, model.final_norm, kv_trunk, kv_upper]
+    for layer in layers:
+        vectors += [layer.input_norm, layer.qkv.bias, layer.post_norm]
+    matrices = [model.lm_head, model.audio_head, *(m for layer in layers for m in _matrices(layer))]
+    tensors = [*vectors, *(m.weight for m in matrices), *(m.scale for m in matrices if m.scale is not None)]
+    return (
+        dtype in DTYPES
+        and all(t.dtype == dtype for t in vectors)
+        and all(_runs(m, dtype) for m in matrices)
+        and all(t.is_contiguous() and t.device.type == "cpu" for t in tensors)
+    )
+
+
+def _runs(matrix: LinearWeight, dtype: torch.dtype) -> bool:
+    """Whether a native kernel takes the matrix."""
+    if matrix.scheme == "plain":
+        return matrix.weight.dtype == dtype
+    if matrix.scheme == "int8":
+        return matrix.scale.dtype == torch.float32 and matrix.num_inputs % 64 == 0
+    return matrix.scheme == "int4" and matrix.scale.dtype == torch.bfloat16
 
 
 class DecodeStep:
@@ -91,13 +110,13 @@ class DecodeStep:
         page_size, num_kv_heads, head_dim = kv_trunk.shape[3:]
         hidden, intermediate = model.embed_table.shape[1], first.down.num_inputs
         sizes = [hidden, intermediate, first.num_heads, num_kv_heads, head_dim, page_size, self._vocabulary]
-        heads = (model.lm_head.weight, model.audio_head.weight)
-        tensors = (model.embed_table, model.final_norm, *heads, *model.rotary)
+        heads = [*_matrix(model.lm_head), *_matrix(model.audio_head)]
+        ends = [model.embed_table.data_ptr(), model.final_norm.data_ptr(), *heads]
         self._step = _native.DecodeStep(
             DTYPES[self._dtype],
             [*sizes, num_text_layers, num_audio_layers],
             first.eps,
-            [t.data_ptr() for t in tensors],
+            [*ends, *(t.data_ptr() for t in model.rotary)],
             [_addresses(layer, kv) for layer, kv in zip(model.trunk, kv_trunk)],
             [_addresses(layer, kv) for layer, kv in zip(model.upper, kv_upper)],
         )
@@ -134,20 +153,18 @@ class DecodeStep:
         return text, audio
 
 
-def _weights(layer: Layer) -> list[Tensor]:
-    return [
-        layer.input_norm,
-        layer.qkv.weight,
-        layer.qkv.bias,
-        layer.output.weight,
-        layer.post_norm,
-        layer.gate_up.weight,
-        layer.down.weight,
-    ]
+def _matrices(layer: Layer) -> tuple[LinearWeight, ...]:
+    return layer.qkv, layer.output, layer.gate_up, layer.down
 
 
-def _addresses(layer: Layer, kv: Tensor) -> tuple[int, list[int]]:
-    return layer.input_norm.shape[0], [t.data_ptr() for t in (*_weights(layer), kv[0], kv[1])]
+def _matrix(matrix: LinearWeight) -> list[int]:
+    """Format (enum Format of csrc/cpu/decode_step.h), weight, scale."""
+    return [FORMATS[matrix.scheme], matrix.weight.data_ptr(), pointer(matrix.scale)]
+
+
+def _addresses(layer: Layer, kv: Tensor) -> list[int]:
+    vectors = (layer.input_norm, layer.qkv.bias, layer.post_norm, kv[0], kv[1])
+    return [*(t.data_ptr() for t in vectors), *(part for m in _matrices(layer) for part in _matrix(m))]
 
 
 def _contiguous(a: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
