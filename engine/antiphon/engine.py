@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from .conversation import Conversation
 from .deltas import Delta
 from .engine_config import EngineConfig, kv_sizes, resolve
 from .errors import AntiphonError, EngineError, OverloadedError
+from .execution.audio_encoder import EncodedAudio
 from .execution.decode_state import DecodeState
 from .execution.kv_cache import allocate
 from .execution.llm_runner import LlmRunner, StepOutput
@@ -157,19 +158,40 @@ class Engine:
     # -- encode --------------------------------------------------------------------------------------------------
 
     def _encode(self) -> None:
-        """Encode the shortest waiting request's recordings, and hand over every request that has none."""
-        self._to_encode.sort(key=lambda live: (live.prepared.request.priority, live.seconds_of_audio, live.arrival))
-        while self._to_encode:
-            live = self._to_encode.pop(0)
-            with_sound = bool(live.prepared.recordings)
-            self._guarded(live, self._start)
-            if with_sound:
-                return
+        """Encode the recordings of waiting requests, several in one call, the shortest first; then hand them over.
 
-    def _start(self, live: LiveRequest) -> None:
+        One step encodes at most ``encode_seconds`` of sound, or one request, so that nobody waits long for the others.
+        """
+        if not self._to_encode:
+            return
+        self._to_encode.sort(key=lambda live: (live.prepared.request.priority, live.seconds_of_audio, live.arrival))
+        chosen, seconds = [], 0.0
+        for live in self._to_encode:
+            seconds += live.seconds_of_audio
+            if chosen and seconds > self.config.encode_seconds:
+                break
+            chosen.append(live)
+        del self._to_encode[: len(chosen)]
+        for live, audios in self._encoded(chosen):
+            self._guarded(live, lambda live, audios=audios: self._start(live, audios))
+
+    def _encoded(self, chosen: list[LiveRequest]) -> list[tuple[LiveRequest, list[EncodedAudio]]]:
+        """Every request with its encoded recordings, all in one call; one by one if that fails, to find the culprit."""
+        recordings = [samples for live in chosen for samples in live.prepared.recordings]
+        with_features = [flag for live in chosen for flag in live.prepared.with_features]
+        try:
+            audios = iter(self.runtime.encoder.encode(recordings, with_features))
+        except Exception as error:
+            if len(chosen) > 1:
+                return [pair for live in chosen for pair in self._encoded([live])]
+            logger.exception("the recordings of request %s could not be encoded", chosen[0].request_id)
+            self._fail(chosen[0], EngineError(f"the recordings could not be encoded: {error}"))
+            return []
+        return [(live, list(itertools.islice(audios, len(live.prepared.recordings)))) for live in chosen]
+
+    def _start(self, live: LiveRequest, audios: list[EncodedAudio]) -> None:
         """Recordings to prompt; then the request belongs to the scheduler."""
         prepared, request = live.prepared, live.prepared.request
-        audios = self.runtime.encoder.encode(prepared.recordings, prepared.with_features)
         prompt = self.runtime.builder.build(prepared.messages, audios, request.output_type)
         live.prompt = request.history.before(prompt) if request.history is not None else prompt
         live.generation.encoded()
@@ -244,22 +266,28 @@ class Engine:
         self._builder.last_text[plan.slots[sampling]] = output.text
         for i, text, audio, stop in zip(sampling.tolist(), output.text, output.audio, output.stop, strict=True):
             if live := self.live.get(plan.request_ids[i]):
-                self._take(live, text, audio, Stop(stop))
+                self._take(live, text, audio, stop)
 
-    def _take(self, live: LiveRequest, text: int, audio: int, stop: Stop) -> None:
-        new, speech = live.generation.push(text, audio)
-        if live.speaks and speech is not None:
+    def _take(self, live: LiveRequest, text: int, audio: int, stop: int) -> None:
+        """One pair of one request: new text goes out, a speech token goes on, an end ends it."""
+        generation = live.generation
+        new, speech = generation.push(text, audio)
+        if speech is not None and live.speaks:
             self.speech.push(live, speech)
-        if live.generation.stopped and stop is Stop.RUNNING:
+        if new:
+            self._outputs.append(Output(live.request_id, generation.text_delta(new)))
+        if stop or generation.stopped:
+            self._end(live, Stop(stop))
+
+    def _end(self, live: LiveRequest, stop: Stop) -> None:
+        """Both token streams are over: by the model's end, a limit, or (while the model goes on) a stop text."""
+        if stop is Stop.RUNNING:
             self.scheduler.abort(live.request_id, "stop")
-            stop = Stop.TEXT_EOS
-        if stop is not Stop.RUNNING:
-            new += live.generation.end(stop)
-        self._emit(live, live.generation.text_delta(new))
-        if stop is not Stop.RUNNING:
-            if live.speaks:
-                self.speech.end(live)
-            self._finish_if_done(live)
+        if rest := live.generation.end(stop):
+            self._outputs.append(Output(live.request_id, live.generation.text_delta(rest)))
+        if live.speaks:
+            self.speech.end(live)
+        self._finish_if_done(live)
 
     # -- speak ---------------------------------------------------------------------------------------------------
 
@@ -271,8 +299,9 @@ class Engine:
             if isinstance(result, AntiphonError):
                 self._fail(live, result)
                 continue
-            self._emit(live, live.generation.audio_delta(result))
-            self._tell_playback(live)
+            if len(result):
+                self._outputs.append(Output(live.request_id, live.generation.audio_delta(result)))
+                self._tell_playback(live)
             self._finish_if_done(live)
 
     def _choose_speech(self, jobs: list[SpeechJob]) -> list[SpeechJob]:
@@ -288,9 +317,6 @@ class Engine:
         self.scheduler.set_playback(live.request_id, self.speech.play_end(live), chunk_steps)
 
     # -- emit ----------------------------------------------------------------------------------------------------
-
-    def _emit(self, live: LiveRequest, deltas: Iterable[Delta]) -> None:
-        self._outputs.extend(Output(live.request_id, delta) for delta in deltas)
 
     def _finish_if_done(self, live: LiveRequest) -> None:
         """The last delta, once the streams have ended and all sound is out."""

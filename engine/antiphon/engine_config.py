@@ -18,10 +18,11 @@ class EngineConfig:
     """What an engine may hold and do in one step. None means "auto", see :func:`resolve`.
 
     max_sequences: requests that generate at once. token_budget: rows of one language-model step. kv_bytes: memory of all
-    key/value pages. kv_pages: pages per group instead. max_voices: requests whose sound is being made at once (default: max_sequences). max_speech_batch:
-    chunks in one ODE solve. max_waiting: requests that
-    may queue before new ones are refused. keep_text_branch: run the text branch of speaking requests to the end, so that
-    the next turn of a conversation finds its text keys in the cache; costs the branch, changes no token.
+    key/value pages. kv_pages: pages per group instead. max_voices: requests whose sound is being made at once (default:
+    max_sequences). max_speech_batch: chunks in one ODE solve. encode_seconds: sound that one step encodes at most (one
+    request in any case). max_waiting: requests that may queue before new ones are refused. keep_text_branch: run the text
+    branch of speaking requests to the end, so that the next turn of a conversation finds its text keys in the cache;
+    costs the branch, changes no token.
     """
 
     max_sequences: int = 16
@@ -30,6 +31,7 @@ class EngineConfig:
     kv_pages: int | None = None
     max_voices: int | None = None
     max_speech_batch: int = 16
+    encode_seconds: float = 30.0
     max_waiting: int = 1024
     prefix_caching: bool = True
     keep_text_branch: bool = False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from antiphon_kernels import Stop
 
 from .config import LlmConfig
-from .deltas import AudioDelta, Delta, FinishDelta, TextDelta, Timings, Usage
+from .deltas import AudioDelta, FinishDelta, TextDelta, Timings, Usage
 from .streams import TokenStreams
 from .text import TextStream, TextTokenizer
 from .text.stop import StopTexts
@@ -54,25 +54,27 @@ class Generation:
     def push(self, text: int, audio: int) -> tuple[str, int | None]:
         """One step's pair, after forcing: new text (possibly none) and the speech token to sound, if any."""
         text_id, speech = self.streams.push(text, audio)
-        new = "" if text_id is None else self._stop_texts.push(self._text.push([text_id]))
-        return new, speech
+        if text_id is None:
+            return "", speech
+        new = self._text.push_one(text_id)
+        return (self._stop_texts.push(new) if self._stop_texts.texts else new), speech
 
     def end(self, stop: Stop) -> str:
         """The last pair has been pushed: what is left of the text."""
         self.reason = "length" if stop is Stop.LIMIT else "stop"
         return self._stop_texts.push(self._text.flush()) + self._stop_texts.flush()
 
-    def text_delta(self, text: str) -> Iterator[Delta]:
-        """A delta for new text; nothing for an empty one."""
-        if text:
-            self._first_text = self._elapsed() if self._first_text is None else self._first_text
-            yield TextDelta(text)
+    def text_delta(self, text: str) -> TextDelta:
+        """A delta for new text."""
+        if self._first_text is None:
+            self._first_text = self._elapsed()
+        return TextDelta(text)
 
-    def audio_delta(self, pcm: np.ndarray) -> Iterator[Delta]:
-        """A delta for new samples; nothing for none."""
-        if len(pcm):
-            self._first_audio = self._elapsed() if self._first_audio is None else self._first_audio
-            yield AudioDelta(pcm)
+    def audio_delta(self, pcm: np.ndarray) -> AudioDelta:
+        """A delta for new samples."""
+        if self._first_audio is None:
+            self._first_audio = self._elapsed()
+        return AudioDelta(pcm)
 
     def finish(self) -> FinishDelta:
         """The end, after the last text and sound."""

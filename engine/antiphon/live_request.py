@@ -64,6 +64,7 @@ class LiveRequest:
     def __init__(self, request_id: str, prepared: PreparedRequest, runtime: Runtime, clock: Callable[[], float]):
         self.request_id = request_id
         self.prepared = prepared
+        self.speaks = prepared.request.output_type == "both"
         self.arrival = clock()
         self.generation = Generation(
             runtime.config.llm, runtime.tokenizer, prepared.prompt_len, prepared.request.stop, clock
@@ -72,10 +73,6 @@ class LiveRequest:
         self.feature_rows: np.ndarray | None = None
         self.features: Tensor | None = None
         self.state: RequestState | None = None
-
-    @property
-    def speaks(self) -> bool:
-        return self.prepared.request.output_type == "both"
 
     @property
     def seconds_of_audio(self) -> float:

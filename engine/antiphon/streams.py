@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from .config import LlmConfig
 
 
-@dataclass
 class TokenStreams:
     """Both streams of one request as they grow, and what of them is text and speech.
 
@@ -16,27 +14,31 @@ class TokenStreams:
     text ids below the audio range and before text_eos; speech ids at or above it, offset removed, after the delay.
     """
 
-    config: LlmConfig
-    text: list[int] = field(default_factory=list)
-    audio: list[int] = field(default_factory=list)
-    num_text: int = 0
-    num_speech: int = 0
-    text_ended: bool = False
+    __slots__ = ("_delay", "_eos", "_offset", "audio", "num_speech", "num_text", "text", "text_ended")
+
+    def __init__(self, config: LlmConfig):
+        self.text: list[int] = []
+        self.audio: list[int] = []
+        self.num_text = self.num_speech = 0
+        self.text_ended = False
+        self._offset, self._delay = config.audio_token_offset, config.audio_delay
+        self._eos = config.special.text_eos
 
     def push(self, text: int, audio: int) -> tuple[int | None, int | None]:
         """Store one step; returns the text id to decode and the speech token to sound, None where there is none."""
-        step, offset = len(self.audio), self.config.audio_token_offset
+        step = len(self.audio)
         self.text.append(text)
         self.audio.append(audio)
         said = None
         if not self.text_ended:
-            if text == self.config.special.text_eos:
+            if text == self._eos:
                 self.text_ended = True
-            elif text < offset:
-                said, self.num_text = text, self.num_text + 1
-        if step >= self.config.audio_delay and audio >= offset:
+            elif text < self._offset:
+                said = text
+                self.num_text += 1
+        if audio >= self._offset and step >= self._delay:
             self.num_speech += 1
-            return said, audio - offset
+            return said, audio - self._offset
         return said, None
 
     @classmethod

@@ -22,6 +22,10 @@ class TextStream:
         """Text that became complete with ``ids``; may be empty."""
         return self._decoder.decode(self._tokenizer.decode_bytes(ids))
 
+    def push_one(self, token: int) -> str:
+        """As :meth:`push` with one id, for the loop that decodes."""
+        return self._decoder.decode(self._tokenizer.piece(token))
+
     def flush(self) -> str:
         """The rest: U+FFFD for a character that never ended, else empty. Ready for a new text afterwards."""
         rest = self._decoder.decode(b"", final=True)

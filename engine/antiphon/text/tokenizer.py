@@ -90,13 +90,14 @@ class TextTokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Joined bytes of ``ids``; a special id contributes its name. InputError for an id outside the text range."""
-        return b"".join(self._piece(token) for token in ids)
+        return b"".join(self.piece(token) for token in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``; each maximal ill-formed part of the UTF-8 becomes one U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def _piece(self, token: int) -> bytes:
+    def piece(self, token: int) -> bytes:
+        """Bytes of one id; InputError for an id outside the text range."""
         if not 0 <= token < len(self._bytes):
             raise InputError(f"text id {token}: expected 0 <= id < {len(self._bytes)}")
         return self._bytes[token]
