@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from .errors import AntiphonError
 
-COMMANDS = ("transcribe", "chat", "inspect", "trace", "eval", "quantize", "serve")
+COMMANDS = ("transcribe", "chat", "inspect", "trace", "eval", "quantize", "plan", "serve")
 """Modules of :mod:`antiphon.commands`; each has ``add(subparsers)`` and imports nothing heavy before it runs."""
 
 

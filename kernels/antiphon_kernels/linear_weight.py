@@ -30,11 +30,16 @@ from .silu_mul import silu_mul
 SCHEMES = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
 """What the dtype of a scaled weight says."""
 _OPERATORS = {"int8": linear_int8, "int4": linear_int4, "fp8": linear_fp8}
-_QUANTIZERS = {"int8": quantize_int8, "int4": quantize_int4, "fp8": quantize_fp8}
+_QUANTIZERS = {"int8": quantize_int8, "fp8": quantize_fp8}
 
 
-def quantize_weight(weight: Tensor, scheme: str) -> tuple[Tensor, Tensor]:
-    """weight float [..., out, in] → integers (or float8) and scale in the formats above."""
+def quantize_weight(weight: Tensor, scheme: str, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """weight float [..., out, in] → integers (or float8) and scale in the formats above.
+
+    ``importance`` [..., in]: what an error in each column counts; only int4, which chooses among scales, heeds it.
+    """
+    if scheme == "int4":
+        return quantize_int4(weight, importance)
     return _QUANTIZERS[scheme](weight)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from antiphon_kernels import LinearWeight, add_rms_norm, dual_embed, paged_attention, rms_norm, rope_cache, silu_mul
+from antiphon_kernels import LinearWeight, add_rms_norm, dual_embed, paged_attention, rms_norm, rope_cache
 
 from ..config import LlmConfig
 
@@ -121,7 +121,7 @@ class DecoderLayer:
         )
         x = self.output(attended.flatten(1), split)
         y, residual = add_rms_norm(x, residual, self.post_norm, split, self.eps)
-        x = self.down(silu_mul(self.gate_up(y, split)), split)
+        x = self.down(self.gate_up.gated(y, split), split)
         return x, residual
 
 

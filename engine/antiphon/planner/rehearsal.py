@@ -1,0 +1,202 @@
+"""Runs the engine's own code at full size on a fake CUDA device, part by part, and keeps what the recorder saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..audio import mel
+from ..config import FRAMES_PER_TOKEN, ModelConfig
+from ..execution.audio_encoder import AudioEncoder
+from ..execution.decode_state import DecodeState
+from ..execution.kv_cache import PAGE_SIZE, allocate, sizes_for
+from ..execution.llm_runner import LlmRunner
+from ..execution.step_batch import StepBatch
+from ..models.speech_tokenizer import padded_widths
+from ..speech.flow_solver import FILL_TIME, FlowJob, ode_schedule, solve
+from ..speech.window_pool import WINDOW_ROWS, WindowPool
+from .fake_device import fake_cuda
+from .fake_model import FakeModel, build, packed_shapes
+from .gpus import GpuSpec
+from .op_costs import Lengths
+from .recorder import Part, Recorder
+
+SLOTS = 64
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is rehearsed; chunks as the server makes them.
+
+    ``context``: positions of a decode step's sequences; ``prompt``: positions of the prefill, half of them heard;
+    ``first_chunk``, ``chunk`` and ``look_ahead`` in speech tokens; ``*vocoder_frames``: mel frames with their context.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 64)
+    context: int = 512
+    prompt: int = 256
+    audio_seconds: float = 10.0
+    first_chunk: int = 13
+    chunk: int = 30
+    look_ahead: int = 12
+    ode_steps: int = 29
+    first_vocoder_frames: int = 48
+    vocoder_frames: int = 209
+    speech_batches: tuple[int, ...] = (1, 8)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The recorder's parts by name, the kernels met, and the weights."""
+
+    config: ModelConfig
+    workload: Workload
+    parts: dict[str, Part]
+    kernels: list
+    weight_bytes: dict[str, int]
+    fallbacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sequence_:
+    """One sequence of a rehearsed step: rows, first position, branches."""
+
+    rows: int
+    start: int
+    text: bool = True
+    audio: bool = True
+
+
+def rehearse(
+    config: ModelConfig, gpu: GpuSpec, workload: Workload | None = None, quant: str | None = None
+) -> Rehearsal:
+    """Everything, on one fake device. RehearsalError if the engine would wait for the device or mix devices.
+
+    ``quant``: scheme of the language model's matrices, "int8", "int4" or "fp8"; None for bfloat16.
+    """
+    workload = workload or Workload()
+    ode_schedule(workload.ode_steps)
+    shapes = packed_shapes(config, quant)
+    recorder = Recorder(int(gpu.architecture.removeprefix("sm_")))
+    with fake_cuda() as device:
+        model = build(config, shapes, device)
+        _make_constants(model, workload)
+        _rehearse_encoders(recorder, model, workload)
+        _rehearse_language_model(recorder, model, workload, device)
+        _rehearse_speech(recorder, model, workload)
+    return Rehearsal(
+        config, workload, recorder.parts, list(recorder.kernels), model.weight_bytes, tuple(sorted(recorder.fallbacks))
+    )
+
+
+def _make_constants(model: FakeModel, workload: Workload) -> None:
+    """Tables that are made once, at the first use, and uploaded then."""
+    mel._hann(model.whisper.device)
+    mel._filters(model.whisper.device)
+    times, _ = ode_schedule(workload.ode_steps)
+    model.flow.time_table(times)
+    model.flow.time_table((FILL_TIME,))
+
+
+def _rehearse_encoders(recorder: Recorder, model: FakeModel, workload: Workload) -> None:
+    segment = np.zeros(int(workload.audio_seconds * 16_000), np.float32)
+    encoder = AudioEncoder(model.whisper, model.tokenizer)
+    with recorder.part("whisper"):
+        (features,) = encoder.run_segments(model.whisper, [segment])
+    with recorder.part("speech tokenizer"):
+        list(encoder.run_segments(model.tokenizer, [segment], padded_widths([len(segment)])))
+    with recorder.part("adaptor"):
+        model.llm.adapt(features)
+
+
+def _rehearse_language_model(recorder: Recorder, model: FakeModel, workload: Workload, device: torch.device) -> None:
+    config = model.config.llm
+    kv = allocate(config, sizes_for(config, 4 * PAGE_SIZE), torch.bfloat16, device)
+    runner = LlmRunner(model.llm, kv, DecodeState(config, SLOTS, device))
+    features = torch.empty(workload.prompt // 2, config.hidden_size, dtype=torch.bfloat16, device=device)
+    prompt = Sequence_(workload.prompt, 0)
+    _step(recorder, runner, "prefill", [prompt], features)
+    for batch in workload.batches:
+        position = Sequence_(1, workload.context - 1)
+        _step(recorder, runner, f"decode text {batch}", [Sequence_(1, workload.context - 1, audio=False)] * batch)
+        _step(recorder, runner, f"decode speech {batch}", [position] * batch)
+    _step(recorder, runner, "decode audio only 1", [Sequence_(1, workload.context - 1, text=False)])
+    some = workload.batches[1] if len(workload.batches) > 1 else 2
+    mixed = [Sequence_(1, workload.context - 1)] * some + [Sequence_(1, workload.context - 1, audio=False)] * some
+    _step(recorder, runner, "mixed", [*mixed, prompt], features)
+
+
+def _step(recorder: Recorder, runner: LlmRunner, name: str, sequences: Sequence[Sequence_], features=None) -> None:
+    """One ragged step of the language model; every sequence draws."""
+    batch = step_batch(sequences, features)
+    with recorder.part(name, lengths_of(sequences)):
+        runner.start(batch)
+
+
+def step_batch(sequences: Sequence[Sequence_], features: torch.Tensor | None = None) -> StepBatch:
+    """The batch that the engine would build for ``sequences``; prompts read all of ``features`` first."""
+    n = len(sequences)
+    lengths = np.array([s.rows for s in sequences])
+    rows = int(lengths.sum())
+    width = max(-(-(s.start + s.rows) // PAGE_SIZE) for s in sequences)
+    tables = np.zeros((max(n, SLOTS), width), np.int32)
+    feature_rows = None
+    if features is not None:
+        feature_rows = np.full(rows, -1)
+        feature_rows[-len(features) :] = np.arange(len(features))
+    return StepBatch(
+        slots=np.arange(n),
+        starts=np.array([s.start for s in sequences]),
+        lengths=lengths,
+        samples=np.ones(n, bool),
+        steps=np.full(n, 100),
+        run_text=np.array([s.text for s in sequences]),
+        run_audio=np.array([s.audio for s in sequences]),
+        audio_ids=np.zeros(rows, np.int64),
+        text_ids=np.zeros(rows, np.int64),
+        feature_rows=feature_rows,
+        features=features,
+        tables=(tables, tables, tables),
+    )
+
+
+def lengths_of(sequences: Sequence[Sequence_]) -> Lengths:
+    """Rows and contexts of the trunk's sequences and of the branches' (text, then audio)."""
+    branches = [s for s in sequences if s.text] + [s for s in sequences if s.audio]
+    return Lengths(
+        {len(group): ([s.rows for s in group], [s.start + s.rows for s in group]) for group in (sequences, branches)}
+    )
+
+
+def _rehearse_speech(recorder: Recorder, model: FakeModel, workload: Workload) -> None:
+    pool = WindowPool(model.config.flow, max(workload.speech_batches), torch.bfloat16, model.flow.device)
+    slots = [pool.acquire() for _ in range(max(workload.speech_batches))]
+    first, steady = workload.first_chunk, workload.look_ahead + workload.chunk
+    _solve(recorder, model, pool, slots[:1], "ODE first chunk", first, workload)
+    _vocode(recorder, model, "vocoder first chunk", 1, workload.first_vocoder_frames)
+    for slot in slots:
+        slot.clear()
+        slot.advance(WINDOW_ROWS)
+    for batch in workload.speech_batches:
+        _solve(recorder, model, pool, slots[:batch], f"ODE steady {batch}", steady, workload)
+        _vocode(recorder, model, f"vocoder {batch}", batch, workload.vocoder_frames)
+
+
+def _vocode(recorder: Recorder, model: FakeModel, name: str, batch: int, frames: int) -> None:
+    mel = torch.empty(frames, model.config.flow.num_mels, dtype=torch.bfloat16, device=model.flow.device)
+    with recorder.part(name):
+        model.vocoder.run([mel] * batch)
+
+
+def _solve(recorder, model: FakeModel, pool: WindowPool, slots, name: str, tokens: int, workload: Workload) -> None:
+    """One batched solve of chunks of ``tokens`` tokens and the pass that fills the windows."""
+    rows = tokens * FRAMES_PER_TOKEN
+    kept = rows - workload.look_ahead * FRAMES_PER_TOKEN
+    noise = torch.empty(rows, model.config.flow.num_mels)
+    jobs = [FlowJob([0] * tokens, slot.num_rows, noise, slot, kept, fill=True) for slot in slots]
+    cached = [slot.num_rows for slot in slots]
+    with recorder.part(name, Lengths(flow={len(slots): ([rows] * len(slots), cached)})):
+        solve(model.flow, pool.window, jobs, workload.ode_steps)

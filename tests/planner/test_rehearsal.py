@@ -1,0 +1,122 @@
+"""The full-size engine on a fake CUDA device: no waiting, no mixed devices, and the bytes, launches and operations promised."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from antiphon.checkpoint.presets import kimi_audio_7b
+from antiphon.planner.fake_device import fake_cuda
+from antiphon.planner.floors import decode_bytes, flow_reference_flops
+from antiphon.planner.gpus import gpu
+from antiphon.planner.recorder import Recorder, RehearsalError
+from antiphon.planner.rehearsal import Workload, rehearse
+from antiphon.planner.report import launches_per_layer, project, text_report
+from antiphon.upload import upload
+
+CONFIG = kimi_audio_7b()
+LOAD = Workload(batches=(1, 64), speech_batches=(1,), ode_steps=2)
+
+
+@pytest.fixture(scope="module")
+def h100():
+    return rehearse(CONFIG, gpu("h100"), LOAD)
+
+
+@pytest.mark.parametrize(("batch", "limit"), [(1, 1.05), (64, 1.15)])
+@pytest.mark.parametrize("speech", [False, True])
+def test_decode_moves_little_more_than_it_must(h100, batch, limit, speech):
+    part = h100.parts[f"decode {'speech' if speech else 'text'} {batch}"]
+    floor = decode_bytes(CONFIG.llm, batch, LOAD.context, True, speech)
+    assert 1.0 <= part.num_bytes / floor <= limit
+
+
+def test_a_branch_that_no_row_needs_is_not_read(h100):
+    whole, text, audio = (h100.parts[f"decode {kind} 1"].num_bytes for kind in ("speech", "text", "audio only"))
+    assert text == pytest.approx(audio, rel=1e-3)
+    assert text < 0.79 * whole
+
+
+def test_at_most_eight_launches_a_layer(h100):
+    for name in ("decode text 1", "decode speech 1", "decode speech 64"):
+        assert launches_per_layer(h100.parts[name]) <= 8
+
+
+def test_the_dit_does_its_conditioning_once_per_token(h100):
+    tokens = LOAD.look_ahead + LOAD.chunk
+    reference = flow_reference_flops(CONFIG.flow, 4 * tokens, 4 * LOAD.chunk, 900, LOAD.ode_steps)
+    assert h100.parts["ODE steady 1"].flops <= 0.78 * reference
+
+
+def test_an_activation_of_the_vocoder_is_one_read_and_one_write(h100):
+    calls = [c for c in h100.parts["vocoder 1"].calls if c.name == "alias_free_snake"]
+    samples = [int(np.prod(eval(c.shapes[0].removeprefix("bfloat16")))) for c in calls]
+    assert len(calls) == 7 * 4 * 6 + 1
+    assert sum(c.cost.num_bytes for c in calls) <= 1.1 * 2 * 2 * sum(samples)
+
+
+def test_every_operator_of_ours_has_a_gpu_kernel_and_one_or_two_launches(h100):
+    calls = [c for part in h100.parts.values() for c in part.calls if c.backend not in ("torch", "reference")]
+    assert {c.backend for c in calls} <= {"triton", "cuda"}
+    assert all(1 <= c.launches <= 2 for c in calls)
+
+
+def test_uploads_of_a_step_do_not_grow_with_the_batch(h100):
+    assert h100.parts["decode speech 1"].uploads == h100.parts["decode speech 64"].uploads <= 3
+
+
+def test_the_report_says_that_it_is_projected(h100):
+    projection = project(h100, gpu("h100"), None, 64)
+    text = text_report(projection)
+    assert "PROJECTED" in text and "not measured" in text
+    assert projection.memory.fits(gpu("h100").memory)
+    assert not project(h100, gpu("l4"), None, 64).memory.fits(gpu("l4").memory)
+
+
+def _recorded(work) -> None:
+    recorder = Recorder(90)
+    with fake_cuda() as device:
+        x = torch.empty(4, 8, device=device)
+        with recorder.part("wrong"):
+            work(x)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x[0, 0].item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: bool(x[0, 0]),
+        lambda x: torch.zeros(4, 8).to(x.device),
+    ],
+)
+def test_waiting_for_the_device_is_an_error_that_names_the_operator(work):
+    with pytest.raises(RehearsalError, match=r"in 'wrong'.*wait"):
+        _recorded(work)
+
+
+def test_mixed_devices_are_an_error():
+    with pytest.raises(RuntimeError, match=r"(?i)device"):
+        _recorded(lambda x: x + torch.zeros(4, 8))
+    with pytest.raises(RehearsalError, match="on cuda"):
+        _recorded(lambda x: torch.ops.antiphon.silu_mul(torch.zeros(4, 8)))
+
+
+def test_one_upload_carries_all_arrays():
+    recorder = Recorder(90)
+    arrays = [np.arange(5), np.ones((2, 3), np.int32), np.zeros(0, np.float32)]
+    with fake_cuda() as device, recorder.part("upload") as part:
+        tensors = upload(arrays, device)
+    assert [(tuple(t.shape), t.device.type) for t in tensors] == [((5,), "cuda"), ((2, 3), "cuda"), ((0,), "cuda")]
+    assert part.uploads == 1 and part.launches == 0
+
+
+def test_upload_to_the_cpu_shares_memory():
+    array = np.arange(4)
+    (tensor,) = upload([array], torch.device("cpu"))
+    array[0] = 7
+    assert tensor[0] == 7
