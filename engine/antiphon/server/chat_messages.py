@@ -38,6 +38,8 @@ async def engine_input(service: Service, messages: list) -> EngineInput:
             start, history = index + 1, records[index].conversation
             break
     budget = AudioBudget(service.config.max_audio_seconds)
+    if all(message.content is None or isinstance(message.content, str) for message in messages[start:]):
+        return EngineInput(_build(service, messages, start, records, budget), history)
     built = await service.in_thread(_build, service, messages, start, records, budget)
     return EngineInput(built, history)
 
