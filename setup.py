@@ -51,7 +51,9 @@ class BuildWithCMake(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(build / target.name, target)
+        fresh = target.with_suffix(".new")
+        shutil.copyfile(build / target.name, fresh)
+        os.replace(fresh, target)  # a process that has the old one mapped keeps it
 
 
 setup(

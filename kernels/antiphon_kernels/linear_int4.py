@@ -24,16 +24,21 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Scales tried, as shares of the one that represents the largest weight of a group."""
 
 
-def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight [..., out, in] → packed uint8 [..., out, in / 2] and bfloat16 scales [..., in / 128, out]."""
+def quantize(weight: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [..., out, in] → packed uint8 [..., out, in / 2] and bfloat16 scales [..., in / 128, out].
+
+    ``importance`` [..., in]: what a squared error of each column's weights counts, such as the mean square of its inputs.
+    """
     groups = weight.float().unflatten(-1, (-1, GROUP))
+    counts = None if importance is None else importance.float().unflatten(-1, (-1, GROUP)).unsqueeze(-3)
     largest = groups.abs().amax(-1)
     best = error = scale = None
     for shrink in SHRINKS:
         candidate = (largest * (shrink / 7)).to(torch.bfloat16)
         inverse = torch.where(candidate > 0, 1 / candidate.float(), torch.zeros_like(largest))
         values = (groups * inverse[..., None]).round().clamp(-8, 7)
-        loss = (values * candidate.float()[..., None] - groups).square().sum(-1)
+        loss = (values * candidate.float()[..., None] - groups).square()
+        loss = (loss if counts is None else loss * counts).sum(-1)
         if error is None:
             best, error, scale = values, loss, candidate
         else:

@@ -7,7 +7,9 @@ error from loud channels to quiet ones. The division costs nothing at run time b
     o              the v rows of qkv and their bias (query heads that share a key head share its scales)
     down           the up rows of gate_up
 
-s = mean|x| ^ a per channel, centred, with the a of least squared error of the map's results on recorded rows.
+s = mean|x| ^ a per channel, centred, with the a of least squared error of the map's results on recorded rows. A group's int4
+scale is then chosen by the error weighted with the mean square of x / s: by weight error alone it would clip the very
+weights that were made large because they matter.
 """
 
 from __future__ import annotations
@@ -33,12 +35,27 @@ MAX_OUTPUTS = 2048
 
 
 @dataclass(frozen=True)
+class MatrixScales:
+    """Factors of rows [B, out] and columns [B, in] of one matrix, and how much an error in a column counts [B, in]."""
+
+    rows: Tensor
+    columns: Tensor
+    importance: Tensor
+
+
+@dataclass(frozen=True)
 class LayerScales:
-    """Of one layer: what multiplies rows [B, out] and columns [B, in] of its matrices, and its other tensors, changed."""
+    """Of one layer: what multiplies rows [B, out] and columns [B, in] of its matrices, how much an error in a column
+    counts [B, in], and the layer's other tensors, changed."""
 
     rows: Mapping[str, Tensor]
     columns: Mapping[str, Tensor]
+    importance: Mapping[str, Tensor]
     others: Mapping[str, Tensor]
+
+    def of(self, name: str) -> MatrixScales:
+        """What belongs to one matrix."""
+        return MatrixScales(self.rows[name], self.columns[name], self.importance[name])
 
 
 def choose_scales(layer: Mapping[str, Tensor], inputs: InputRows, scheme: str, config: LlmConfig) -> LayerScales:
@@ -56,9 +73,11 @@ def choose_scales(layer: Mapping[str, Tensor], inputs: InputRows, scheme: str, c
     qkv_rows, gate_up_rows = _tail(layer["qkv_weight"], 1 / values), _tail(layer["gate_up"], 1 / inner)
     bias = (layer["qkv_bias"].float() * qkv_rows).to(layer["qkv_bias"].dtype)
     ones = torch.ones(layer["down"].shape[:2])
+    columns = {"qkv_weight": qkv_columns, "o_weight": attended, "gate_up": gate_up_columns, "down": inner}
     return LayerScales(
         rows={"qkv_weight": qkv_rows, "o_weight": ones, "gate_up": gate_up_rows, "down": ones},
-        columns={"qkv_weight": qkv_columns, "o_weight": attended, "gate_up": gate_up_columns, "down": inner},
+        columns=columns,
+        importance={name: _mean_squares(inputs[name], scale) for name, scale in columns.items()},
         others={"input_norm": input_norm, "post_norm": post_norm, "qkv_bias": bias},
     )
 
@@ -85,15 +104,26 @@ def _best_scale(weight: Tensor, rows: Tensor, scheme: str, shared: Callable[[Ten
     for exponent in EXPONENTS:
         scale = loudness**exponent
         scale = scale / (scale.max() * scale.min()).sqrt()
-        error = (x / scale @ _rounded(some * scale, scheme).T - wanted).square().sum().item()
+        error = (
+            (x / scale @ _rounded(some * scale, scheme, (x / scale).square().mean(0)).T - wanted).square().sum().item()
+        )
         if error < least:
             best, least = scale, error
     return best
 
 
-def _rounded(weight: Tensor, scheme: str) -> Tensor:
+def _rounded(weight: Tensor, scheme: str, importance: Tensor) -> Tensor:
     """What the weights stand for once quantised."""
-    return dequantize_weight(*quantize_weight(weight, scheme), torch.float32)
+    return dequantize_weight(*quantize_weight(weight, scheme, importance), torch.float32)
+
+
+def _mean_squares(inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """Mean square [B, in] of each branch's rows over ``scale`` [B, in]; ones for a branch without rows."""
+    width = scale.shape[1]
+    squares = [
+        F.pad(x.float().square().mean(0), (0, width - x.shape[1])) if len(x) else torch.ones(width) for x in inputs
+    ]
+    return torch.stack(squares) / scale.square()
 
 
 def _over_groups(loudness: Tensor, config: LlmConfig) -> Tensor:

@@ -21,7 +21,7 @@ from antiphon_kernels.linear_weight import quantize_weight
 from ..config import ModelConfig, QuantizationConfig
 from ..errors import CheckpointError, ConfigError
 from . import load, quantized
-from .activation_scaling import InputRows, choose_scales
+from .activation_scaling import InputRows, MatrixScales, choose_scales
 from .locate import SPEECH_TOKENIZER_FOLDER
 from .packing import Named
 from .safetensors_files import INDEX, SINGLE
@@ -61,7 +61,7 @@ def quantize_checkpoint(
     specs = quantized.packed_specs(config.llm, quantization)
     out.mkdir(parents=True, exist_ok=True)
     _link_other_parts(config, out)
-    tensors = _watched(quantized_tensors(config, quantization, inputs or {}), on_tensor)
+    tensors = _lines_first(_watched(quantized_tensors(config, quantization, inputs or {}), on_tensor))
     digest = write_tensors(out / SINGLE, specs, tensors)
     quantization = replace(quantization, sha256={SINGLE: digest})
     official = json.loads((config.path / "config.json").read_text(encoding="utf-8"))
@@ -83,10 +83,10 @@ def quantized_tensors(config: ModelConfig, quantization: QuantizationConfig, inp
 
 
 def quantize_tensor(
-    name: str, weight: torch.Tensor, scheme: str | None, scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    name: str, weight: torch.Tensor, scheme: str | None, scales: MatrixScales | None = None
 ) -> Iterator[Named]:
-    """``weight`` [B, out, in] or [out, in] under its name, or its integers and then their scale; ``scales``: of rows and
-    columns, [B, out] and [B, in], multiplied in first."""
+    """``weight`` [B, out, in] or [out, in] under its name, or its integers and then their scale; the factors of ``scales``
+    are multiplied in first."""
     if scheme in (None, "bfloat16"):
         yield name, weight
         return
@@ -94,10 +94,9 @@ def quantize_tensor(
     for begin in range(0, weight.shape[-2], ROWS_AT_A_TIME):
         piece = weight[..., begin : begin + ROWS_AT_A_TIME, :].float()
         if scales is not None:
-            rows, columns = scales
-            piece *= columns[..., None, :]
-            piece *= rows[..., begin : begin + ROWS_AT_A_TIME, None]
-        pieces.append(quantize_weight(piece, scheme))
+            piece *= scales.columns[..., None, :]
+            piece *= scales.rows[..., begin : begin + ROWS_AT_A_TIME, None]
+        pieces.append(quantize_weight(piece, scheme, scales and scales.importance))
     yield name, torch.cat([integers for integers, _ in pieces], dim=-2)
     yield f"{name}.scale", torch.cat([scale for _, scale in pieces], dim=-1)
 
@@ -112,8 +111,7 @@ def _layer(
         scales = choose_scales(layer, rows, scheme, config.llm)
     for name, weight in layer.items():
         if name in quantized.MATRICES:
-            chosen = scales and (scales.rows[name], scales.columns[name])
-            yield from quantize_tensor(f"{prefix}.{name}", weight, scheme, chosen)
+            yield from quantize_tensor(f"{prefix}.{name}", weight, scheme, scales and scales.of(name))
         else:
             yield f"{prefix}.{name}", weight if scales is None else scales.others[name]
 
@@ -156,6 +154,17 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _lines_first(tensors: Iterable[Named]) -> Iterator[Named]:
+    """In the order of :func:`quantized.packed_specs`: what does not fill cache lines, which is small, comes last."""
+    held: list[Named] = []
+    for name, tensor in tensors:
+        if quantized.fills_lines(tuple(tensor.shape), tensor.dtype):
+            yield name, tensor
+        else:
+            held.append((name, tensor))
+    yield from held
 
 
 def _watched(tensors: Iterable[Named], on_tensor: Progress) -> Iterator[Named]:

@@ -11,6 +11,7 @@ A tensor that needs no change of dtype or device stays in its mapping of the fil
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ..errors import CheckpointError, ConfigError
 from . import expected
 from .packing import Named, Packer, pack_llm
 from .safetensors_files import SINGLE, read_file
-from .safetensors_writer import Specs
+from .safetensors_writer import ALIGNMENT, Specs
 from .stored import StoredTensor, listing
 
 GROUP = 128
@@ -76,7 +77,12 @@ def packed_specs(config: LlmConfig, quantization: QuantizationConfig) -> Specs:
         else:
             specs[name] = ((*lead, outputs, inputs // 2), torch.uint8)
             specs[f"{name}.scale"] = ((*lead, inputs // GROUP, outputs), torch.bfloat16)
-    return specs
+    return dict(sorted(specs.items(), key=lambda item: not fills_lines(*item[1])))
+
+
+def fills_lines(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether a tensor's bytes are whole cache lines; in a file those stand first, so that each begins at one."""
+    return math.prod(shape) * dtype.itemsize % ALIGNMENT == 0
 
 
 def stored_llm(config: ModelConfig) -> dict[str, StoredTensor]:
