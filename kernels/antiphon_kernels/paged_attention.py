@@ -208,7 +208,7 @@ def decode_kernel(
         m = tl.full((M,), float("-inf"), tl.float32)
         total = tl.zeros((M,), tl.float32)
         acc = tl.zeros((M, D), tl.float32)
-        for part in range(0, num_splits):
+        for part in range(num_splits):
             m_part = tl.load(partial_norm + (parts + part * M) * 2 + member, cache_modifier=".cg")
             total_part = tl.load(partial_norm + (parts + part * M) * 2 + M + member, cache_modifier=".cg")
             acc_part = tl.load(partial_acc + (parts + part * M) * D + local, cache_modifier=".cg")

@@ -121,7 +121,7 @@ def best_of(scores, ids):
 def keep_largest(keys, k, BITS: tl.constexpr):
     """Mask of the k largest keys, first ones on ties: their threshold is built bit by bit, nothing is sorted."""
     threshold = tl.max(keys, 0) * 0
-    for i in range(0, BITS):
+    for i in range(BITS):
         candidate = threshold | (tl.full((), 1, tl.uint32) << (BITS - 1 - i))
         threshold = tl.where(tl.sum((keys >= candidate).to(tl.int32), 0) >= k, candidate, threshold)
     above = keys > threshold
@@ -243,7 +243,7 @@ def draw_kernel(
         lanes = tl.arange(0, SPAN)
         threshold = tl.full((), 0, tl.uint32)
         above = tl.full((), 0, tl.int32)
-        for i in range(0, 32 - LOW):
+        for i in range(32 - LOW):
             candidate = threshold | (tl.full((), 1, tl.uint32) << (31 - LOW - i))
             count = tl.full((), 0, tl.int32)
             for first in range(0, vocabulary, SPAN):

@@ -70,3 +70,16 @@ def install() -> None:
         interpreter._convert_float = convert_float
         interpreter.InterpreterBuilder.create_dot = create_dot
         interpreter.InterpreterBuilder.cast_impl = cast
+
+
+def serve_cpu() -> None:
+    """Let operators called on CPU tensors reach their Triton launchers: a rehearsal of the CUDA path by interpretation."""
+    from dataclasses import replace
+
+    from .operator import operators, set_backend
+
+    for operator in operators().values():
+        triton = operator._implementations.get("triton")
+        if triton is not None:
+            operator._implementations["triton"] = replace(triton, devices=("cpu", "cuda"))
+    set_backend("triton")

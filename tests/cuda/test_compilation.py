@@ -7,10 +7,10 @@ import shutil
 import subprocess
 
 import pytest
-from antiphon_kernels import cuda_support
-from antiphon_kernels.cuda_support import SOURCES, compile_nvrtc, cubin, expand, target
 
 from antiphon.planner.kernel_compile import tool
+from antiphon_kernels import cuda_support
+from antiphon_kernels.cuda_support import SOURCES, compile_nvrtc, cubin, expand, target
 
 NAMES = sorted(path.stem for path in SOURCES.glob("*.cu"))
 WIDE = re.compile(r"\bLDG\.E\.128\b")

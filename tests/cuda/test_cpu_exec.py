@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels.alias_free_snake import reference as alias_free_snake
 from antiphon_kernels.linear_int4 import quantize as quantize_int4
 from antiphon_kernels.linear_int4 import reference as linear_int4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels import cuda_support
 from antiphon_kernels.alias_free_snake import alias_free_snake_cuda
 from antiphon_kernels.alias_free_snake import reference as alias_free_snake

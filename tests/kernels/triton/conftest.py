@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from antiphon_kernels import triton_interpreter, triton_support
 from torch.overrides import TorchFunctionMode
+
+from antiphon_kernels import triton_interpreter, triton_support
 
 triton_interpreter.install()
 

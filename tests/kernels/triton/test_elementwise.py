@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels.add_rms_norm import add_rms_norm_triton
 from antiphon_kernels.add_rms_norm import reference as add_rms_norm
 from antiphon_kernels.dual_embed import dual_embed_triton

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels.linear import linear_tile, linear_triton
 from antiphon_kernels.linear import reference as linear
 from antiphon_kernels.linear_silu_mul import linear_silu_mul_triton

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels import paged_attention as operator
 from antiphon_kernels.paged_attention import SPLIT, arrival_counters, paged_attention_triton
 from antiphon_kernels.paged_attention import reference as paged_attention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels.linear_fp8 import linear_fp8_triton, quantize_fp8
 from antiphon_kernels.linear_fp8 import reference as linear_fp8
 from antiphon_kernels.linear_int4 import GROUP, linear_int4_triton

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels.advance_streams import advance_streams_triton
 from antiphon_kernels.advance_streams import reference as advance_streams
 from antiphon_kernels.philox import philox, philox_word_triton

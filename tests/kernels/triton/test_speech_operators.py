@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels.alias_free_snake import alias_free_snake_triton
 from antiphon_kernels.alias_free_snake import reference as alias_free_snake
 from antiphon_kernels.encoder_attention import encoder_attention_triton
