@@ -5,6 +5,7 @@ from .add_rms_norm import add_rms_norm
 from .advance_streams import Stop, advance_streams
 from .alias_free_snake import alias_free_snake
 from .conv1d import conv1d
+from .decode_inputs import decode_inputs
 from .dual_embed import dual_embed
 from .encoder_attention import encoder_attention
 from .euler_step import euler_step
@@ -36,6 +37,7 @@ __all__ = [
     "alias_free_snake",
     "conv1d",
     "count_calls",
+    "decode_inputs",
     "dual_embed",
     "encoder_attention",
     "euler_step",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +12,28 @@ from antiphon_kernels.triton_support import Launch, available
 from .gpus import GpuSpec
 from .kernel_compile import SHARED_LIMIT, Build, compile_launches, unique
 
+logger = logging.getLogger(__name__)
+CRASHED = "exit status -"
+"""A worker ended by a signal. Triton's compiler does that now and then on a loaded machine, on no kernel in particular."""
+RETRIES = 2
+
 
 def compile_kernels(launches: Sequence[Launch], gpu: GpuSpec, warm: Path | None = None) -> list[Build]:
     """Every distinct specialisation for the GPU's own architecture; ``warm`` keeps the binaries in Triton's cache layout."""
     if not available:
         return []
     capability = int(gpu.architecture.removeprefix("sm_"))
-    if warm is not None:
-        warm.mkdir(parents=True, exist_ok=True)
-    return compile_launches({capability: unique(launches)}, cache=warm)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = warm or Path(scratch)
+        cache.mkdir(parents=True, exist_ok=True)
+        for _ in range(RETRIES):
+            try:
+                return compile_launches({capability: unique(launches)}, cache=cache)
+            except RuntimeError as error:
+                if CRASHED not in str(error):
+                    raise
+                logger.warning("the compiler crashed; what is compiled is kept, the rest is tried again")
+        return compile_launches({capability: unique(launches)}, cache=cache)
 
 
 def kernel_lines(builds: Sequence[Build]) -> list[str]:
