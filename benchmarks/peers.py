@@ -1,0 +1,128 @@
+"""Decode and prefill beside other engines, in one run on one model: ``python -m benchmarks.peers --json OUT``.
+
+A random Qwen2 (the text path of a synthetic preset) in bfloat16, run by us and by Hugging Face transformers, and by vLLM's CPU
+build where ``--vllm PYTHON`` names the interpreter of a virtual environment that has it. All are loaded, warmed up and measured
+in turn, so that each pair of times saw the same machine; the ratio is the median over pairs. Decoding counts tokens of all
+sequences behind ``--context`` positions. That transformers computes the same
+model is checked first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from antiphon.checkpoint.presets import PRESETS
+from antiphon.config import LlmConfig
+from antiphon_kernels import operator
+from antiphon_kernels.native import status
+
+from .peer_models import Antiphon, Transformers, Worker, hf_config, hf_weights, same_logits, text_only
+from .report import add_json_option, publish, table
+
+COLUMNS = ("task", "size", "antiphon", "peer", "name", "unit", "ratio", "ratio_min", "ratio_max", "native_steps")
+LARGEST_DIFFERENCE = 0.03
+"""Rms of the logits' difference over their rms that two bfloat16 implementations may show."""
+
+
+def write_hf_checkpoint(config: LlmConfig, hf: dict[str, torch.Tensor], folder: Path) -> None:
+    """``config.json`` and ``model.safetensors`` as vLLM reads them; no tokenizer."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    hf_config(config).save_pretrained(folder)
+    save_file(hf, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pairs(ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> list[tuple[float, float]]:
+    """Times of both in turn, after one call of each that does not count; who goes first alternates."""
+    ours(), theirs()
+    found = []
+    for number in range(repeats):
+        if number % 2:
+            second = theirs()
+            found.append((ours(), second))
+        else:
+            first = ours()
+            found.append((first, theirs()))
+    return found
+
+
+def row(task: str, size: int, peer: str, times: list[tuple[float, float]], tokens: int) -> dict:
+    """One line of the table: tokens per second of both and the ratio over pairs."""
+    ratios = [theirs / ours for ours, theirs in times]
+    ours, theirs = (tokens / statistics.median(side) for side in zip(*times))
+    return {
+        "task": task, "size": size, "antiphon": ours, "peer": theirs, "name": peer, "unit": "tokens/s",
+        "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
+    }  # fmt: skip
+
+
+def compare(ours: Antiphon, peer: Transformers | Worker, options: argparse.Namespace) -> list[dict]:
+    """Rows against one peer."""
+    rows = []
+    for batch in options.batches:
+        times = pairs(
+            lambda: ours.decode(batch, options.context, options.steps),
+            lambda: peer.decode(batch, options.context, options.steps),
+            options.repeats,
+        )
+        rows.append(row("decode", batch, peer.name, times, batch * options.steps))
+        with operator.count_calls() as calls:
+            ours.decode(batch, options.context, 2)
+            rows[-1]["native_steps"] = calls["decode_step", "native"] / 2
+    times = pairs(lambda: ours.prefill(options.prompt), lambda: peer.prefill(options.prompt), options.repeats)
+    return [*rows, row("prefill", options.prompt, peer.name, times, options.prompt)]
+
+
+def main() -> None:
+    """Parse, load, measure in turn, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=PRESETS, default="0.5b", help="preset whose text path is used")
+    parser.add_argument("--layers", type=int, help="fewer layers, for a quick look")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--context", type=int, default=64, help="positions before the first decode step")
+    parser.add_argument("--steps", type=int, default=24, help="decode steps per measurement")
+    parser.add_argument("--prompt", type=int, default=512, help="ids of the prefill")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs per row")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="interpreter of a virtual environment with vLLM")
+    add_json_option(parser)
+    options = parser.parse_args()
+    config = text_only(PRESETS[options.model](Path()).llm)
+    if options.layers:
+        config = replace(config, num_layers=options.layers, num_trunk_layers=max(1, options.layers - 1))
+    hf = hf_weights(config)
+    longest = max(options.prompt, options.context + options.steps)
+    ours, theirs = Antiphon(config, hf, max(options.batches), longest), Transformers(config, hf)
+    difference = same_logits(ours, theirs, range(1, 33))
+    assert difference < LARGEST_DIFFERENCE, f"not the same model: logits differ by {difference:.3f}"
+    rows, versions = compare(ours, theirs, options), {"transformers": theirs.version}
+    if options.vllm:
+        with tempfile.TemporaryDirectory() as folder:
+            write_hf_checkpoint(config, hf, Path(folder))
+            worker = Worker("vllm", options.vllm, Path(folder))
+            versions["vllm"] = worker.version
+            rows += compare(ours, worker, options)
+            worker.close()
+    print(status())
+    print(table(rows, COLUMNS))
+    parameters = sum(w.numel() for name, w in hf.items() if "embed" not in name)
+    publish(
+        "peers",
+        rows,
+        options.json,
+        native=status(),
+        parameters=parameters,
+        logit_difference=difference,
+        versions=versions,
+    )
+
+
+if __name__ == "__main__":
+    main()
