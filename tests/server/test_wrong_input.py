@@ -92,7 +92,7 @@ def test_refused_by_name(server, body, param):
     assert answer["error"]["type"] in ("invalid_request_error", "not_found_error") and headers["x-request-id"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"null", b'"x"', b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"\\ud800": "\\ud800"}', b"[1]", b"null", b'"x"', b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000])
 def test_malformed_json(server, body):
     status, _, answer = server.http("/v1/chat/completions", body)
     assert status == 400 and "error" in answer

@@ -53,7 +53,7 @@ class ServerConfig:
     conversation_ttl: float = 3600.0
     audio_url_hosts: tuple[str, ...] = ()
     audio_url_private: bool = False
-    first_chunk: int = 13
+    first_chunk: int = 18
     chunk: int = 30
     chunk_growth: float | None = 2.0
     look_ahead: int = 12

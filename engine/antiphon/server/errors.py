@@ -25,7 +25,13 @@ class ApiError(AntiphonError):
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.code = status, code
+        self.message, self.param = utf8(message), param and utf8(param)
+
+
+def utf8(text: str) -> str:
+    """``text`` without halves of surrogate pairs, which JSON can bring in and which cannot be sent."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:

@@ -17,7 +17,7 @@ from ...audio import load_audio
 from ...deltas import FinishDelta, TextDelta
 from ...errors import AntiphonError
 from ...request import GenerationRequest
-from ..errors import ApiError, as_api_error, bad_request, envelope, from_validation
+from ..errors import ApiError, as_api_error, bad_request, envelope, from_validation, utf8
 from ..media import from_base64
 from ..service import Service
 from ..transcription import INSTRUCTION
@@ -110,7 +110,7 @@ class Session:
             if isinstance(text, bytes):
                 raise bad_request("binary frames are not understood; send events as JSON text", code="invalid_event")
             raw = _parsed(text)
-            cause = raw.get("event_id") if isinstance(raw.get("event_id"), str) else None
+            cause = utf8(raw["event_id"]) if isinstance(raw.get("event_id"), str) else None
             event = EVENTS.validate_python(raw)
             await HANDLERS[type(event)](self, event)
         except ValidationError as error:
