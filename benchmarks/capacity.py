@@ -18,9 +18,10 @@ from pathlib import Path
 from antiphon.checkpoint.presets import kimi_audio_7b
 from antiphon.planner.capacity import Simulation, find_capacity
 from antiphon.planner.gpus import GPUS, gpu
-from antiphon.planner.simulated_load import ARRIVALS, AudibleGrowth, Limits, Outcome, Workload
+from antiphon.planner.simulated_load import ARRIVALS, Limits, Outcome, Workload
 from antiphon.planner.step_costs import StepCosts
 from antiphon.scheduler import DeadlinePolicy, FcfsPolicy, Policy
+from antiphon.speech import SpeechOptions
 
 from .report import add_json_option, publish, table
 
@@ -81,7 +82,7 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     a = _arguments(argv)
     workload = Workload(a.question, a.answer, text_share=a.text_share)
-    speech = AudibleGrowth(
+    speech = SpeechOptions(
         first_chunk=a.first_chunk, chunk=a.chunk, chunk_growth=a.chunk_growth, look_ahead=a.look_ahead,
         overlap="lookahead", eager=True,
     )  # fmt: skip

@@ -29,7 +29,7 @@ from .report import add_json_option, publish, table
 
 ROOT = Path(__file__).resolve().parents[1]
 CONCURRENCY = (1, 2, 4, 8, 16)
-SPEECH = SpeechOptions(first_chunk=15, chunk_growth=2.0, overlap="lookahead", ode_steps=9)
+SPEECH = SpeechOptions(first_chunk=18, chunk_growth=2.0, overlap="lookahead", ode_steps=9)
 
 
 def locate(name: str, work: Path) -> Path:

@@ -13,13 +13,14 @@ from antiphon.checkpoint.presets import kimi_audio_7b
 from antiphon.errors import ConfigError
 from antiphon.planner.capacity import Simulation, find_capacity
 from antiphon.planner.gpus import gpu
-from antiphon.planner.simulated_load import AudibleGrowth, Limits, Workload
+from antiphon.planner.simulated_load import Limits, Workload
 from antiphon.planner.step_costs import Efficiency, StepCosts, layer_params, vocoder_params
 from antiphon.scheduler import DeadlinePolicy, FcfsPolicy
+from antiphon.speech import SpeechOptions
 
 MODEL = kimi_audio_7b()
 IDEAL = Efficiency(1, 1, 1, 0, 0)
-SPEECH = AudibleGrowth(first_chunk=12, chunk=36, chunk_growth=1.5, look_ahead=6, overlap="lookahead", eager=True)
+SPEECH = SpeechOptions(first_chunk=12, chunk=36, chunk_growth=1.5, look_ahead=6, overlap="lookahead", eager=True)
 
 
 def simulation(policy=None, evaluations: int = 10, **limits) -> Simulation:

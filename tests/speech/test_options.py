@@ -35,9 +35,10 @@ def test_impossible_values_are_refused_by_name(wrong, message):
         SpeechOptions(**wrong)
 
 
-def test_chunks_grow_up_to_the_full_size():
+def test_what_is_heard_of_a_chunk_grows_up_to_the_full_size():
+    """8 tokens, 4 of them heard; then 1.5 times as many each."""
     options = SpeechOptions(first_chunk=8, chunk=30, look_ahead=4, chunk_growth=1.5)
-    assert [options.chunk_size(i) for i in range(6)] == [8, 12, 18, 27, 30, 30]
+    assert [options.chunk_size(i) for i in range(7)] == [8, 6, 9, 13, 19, 28, 30]
 
 
 def test_slow_growth_still_grows():

@@ -6,28 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from ..scheduler import PlaybackClock
-from ..speech.options import SpeechOptions
 
 TOKEN_SECONDS = 0.08
 ARRIVALS = ("poisson", "regular")
 PARTS = ("encode", "llm", "dit", "vocoder")
-
-
-@dataclass(frozen=True)
-class AudibleGrowth(SpeechOptions):
-    """Chunks whose audible part grows: the first lets ``first_chunk - look_ahead`` tokens be heard, each following one
-    ``chunk_growth`` times as many as the one before, up to ``chunk``. Then every piece lasts until the next one is due."""
-
-    def chunk_size(self, index: int) -> int:
-        """New tokens of the chunk with this index."""
-        if index == 0 or self.chunk_growth is None:
-            return super().chunk_size(index)
-        heard = self.first_chunk - self.look_ahead
-        for _ in range(index):
-            heard = max(heard + 1, int(heard * self.chunk_growth))
-            if heard >= self.chunk:
-                return self.chunk
-        return heard
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ class SpeechOptions:
 
     first_chunk: new tokens of the first chunk; more than ``look_ahead``.
     chunk: new tokens of a full chunk.
-    chunk_growth: chunks grow by this factor from ``first_chunk`` to ``chunk``; None: the second chunk is full.
+    chunk_growth: what is heard of a chunk grows by this factor: ``first_chunk - look_ahead`` tokens of the first, so many
+        times more of each following one, up to ``chunk``; then every piece lasts while the next one is made. None: the
+        second chunk is full.
     look_ahead: tokens at a chunk's end that are solved for context only and solved again with the next chunk.
     ode_steps: Euler steps, one network pass each.
     overlap: "reference" (half-chunk Hamming cross-fade, gain 1.08), "exact" (equal to vocoding the whole mel at once) or
@@ -65,14 +67,14 @@ class SpeechOptions:
         """New tokens of the chunk with this index, unless the stream ends before."""
         if index == 0:
             return self.first_chunk
-        if self.chunk_growth is None or self.first_chunk >= self.chunk:
+        heard = self.first_chunk - self.look_ahead
+        if self.chunk_growth is None or heard >= self.chunk:
             return self.chunk
-        size = self.first_chunk
         for _ in range(index):
-            size = max(size + 1, int(size * self.chunk_growth))
-            if size >= self.chunk:
+            heard = max(heard + 1, int(heard * self.chunk_growth))
+            if heard >= self.chunk:
                 return self.chunk
-        return size
+        return heard
 
     @property
     def look_ahead_frames(self) -> int:
