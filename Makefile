@@ -19,7 +19,7 @@ demo: $(VENV)/.ready
 	$(run) examples/demo.py
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 ANTIPHON_CPU_THREADS=1 $(run) -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 ANTIPHON_CPU_THREADS=1 $(run) -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet ruff
