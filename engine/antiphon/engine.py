@@ -22,8 +22,7 @@ from .deltas import Delta
 from .engine_config import EngineConfig, kv_sizes, resolve
 from .errors import AntiphonError, EngineError, OverloadedError
 from .execution.audio_encoder import EncodedAudio
-from .execution.decode_state import DecodeState
-from .execution.kv_cache import allocate
+from .execution.graphs import Graphs, graphs_for
 from .execution.llm_runner import LlmRunner, StepOutput
 from .live_request import LiveRequest, PreparedRequest, feature_spans, prepare
 from .request import GenerationRequest, step_limit
@@ -64,6 +63,7 @@ class Engine:
         config: limits; "auto" values are resolved here, see :attr:`config`.
         policy: who goes first; default: by the deadlines of those who listen.
         clock: seconds, for arrival order and timings.
+        graphs: how decode steps, solves and vocoder passes are captured; default: CUDA graphs on CUDA, else not at all.
     """
 
     def __init__(
@@ -72,16 +72,14 @@ class Engine:
         config: EngineConfig | None = None,
         policy: Policy | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        graphs: Graphs | None = None,
     ):
         self.runtime = runtime
         self.config = resolve(config or EngineConfig(), runtime.config.llm, runtime.dtype)
         self.clock = clock
         llm, sizes = runtime.config.llm, kv_sizes(self.config)
-        self.runner = LlmRunner(
-            runtime.llm,
-            allocate(llm, sizes, runtime.dtype, runtime.device),
-            DecodeState(llm, self.config.max_sequences, runtime.device),
-        )
+        graphs = graphs_for(runtime.device) if graphs is None else graphs
+        self.runner = LlmRunner.build(runtime.llm, sizes, self.config.max_sequences, runtime.dtype, graphs)
         self._cost = LinearCostModel()
         self.scheduler = Scheduler(
             SchedulerConfig(
@@ -95,7 +93,9 @@ class Engine:
         )
         self.speech = None
         if runtime.can_speak:
-            detokenizer = StreamingDetokenizer(runtime.flow, runtime.vocoder, max_streams=self.config.max_voices)
+            detokenizer = StreamingDetokenizer(
+                runtime.flow, runtime.vocoder, self.config.max_voices, graphs and graphs.fork()
+            )
             self.speech = SpeechStage(detokenizer, self._choose_speech, self._cost.observe_speech, clock)
         self.live: dict[str, LiveRequest] = {}
         self._to_encode: list[LiveRequest] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from antiphon_kernels import decode_inputs
 
 PAGE, BLANK = 16, 9

@@ -36,9 +36,16 @@ class Graphs(Protocol):
     def capture(self, work: Callable[[], None]) -> Graph:
         """``work`` as a graph. It runs a few times before; afterwards its fixed tensors hold whatever those runs left."""
 
+    def fork(self) -> Graphs:
+        """Graphs that may run at the same time as these."""
+
 
 class CudaGraphs:
     """CUDA graphs in one shared memory pool."""
+
+    def fork(self) -> CudaGraphs:
+        """Graphs with a pool of their own, which may run beside these."""
+        return CudaGraphs(self.device)
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -59,8 +66,17 @@ class CudaGraphs:
         return graph
 
 
+def graphs_for(device: torch.device) -> Graphs | None:
+    """What the engine uses on a device: CUDA graphs on CUDA, none elsewhere."""
+    return CudaGraphs(device) if device.type == "cuda" and torch.cuda.is_available() else None
+
+
 class TapeGraphs:
     """The same on a CPU: every operator is written down with its very tensors and executed again on replay."""
+
+    def fork(self) -> TapeGraphs:
+        """Tapes share nothing."""
+        return self
 
     def capture(self, work: Callable[[], None]) -> Tape:
         """Warm up and record."""

@@ -20,7 +20,10 @@ from antiphon_kernels.native import bind_decode_step
 from ..config import LlmConfig
 from ..models.dual_qwen import DualQwen, KVPages, StepLayout
 from ..upload import upload
+from .decode_graphs import DecodeGraphs
 from .decode_state import DecodeState
+from .graphs import Graphs
+from .kv_cache import KVSizes, allocate
 from .step_batch import HeadUse, StepBatch, build_layout
 
 if TYPE_CHECKING:
@@ -93,6 +96,7 @@ class LlmRunner:
     """Owner of the model's pages and decode state.
 
     ``head_delay``: steps of a request in which the audio head does not run; default: the delay, whose tokens are forced.
+    ``graphs``: captured decode steps, or None to run every step eagerly.
     """
 
     model: DualQwen
@@ -100,6 +104,19 @@ class LlmRunner:
     state: DecodeState
     counters: WorkCounters = field(default_factory=WorkCounters)
     head_delay: int | None = None
+    graphs: DecodeGraphs | None = None
+
+    @classmethod
+    def build(
+        cls, model: DualQwen, sizes: KVSizes, num_slots: int, dtype: torch.dtype, graphs: Graphs | None = None
+    ) -> LlmRunner:
+        """A runner with pages and slots of its own; with ``graphs`` one spare page a group and one spare slot for idle rows."""
+        device, spare = model.embed_table.device, int(graphs is not None)
+        kv = allocate(model.config, KVSizes(sizes.trunk + spare, sizes.text, sizes.audio + spare), dtype, device)
+        runner = cls(model, kv, DecodeState(model.config, num_slots + spare, device))
+        if graphs is not None:
+            runner.graphs = DecodeGraphs(model, kv, runner.state, graphs, runner.delay)
+        return runner
 
     @property
     def config(self) -> LlmConfig:
@@ -110,7 +127,7 @@ class LlmRunner:
         return self.model.embed_table.device
 
     @property
-    def _delay(self) -> int:
+    def delay(self) -> int:
         return self.config.audio_delay if self.head_delay is None else self.head_delay
 
     def run(
@@ -131,7 +148,10 @@ class LlmRunner:
         observe: Callable[[str, Tensor], None] | None = None,
     ) -> PendingStep:
         """Everything of :meth:`run` but waiting for the tokens: on a GPU the host goes on at once."""
-        layout, use = build_layout(batch, self._delay, self.device)
+        if self.graphs is not None and not keep_logits and observe is None and self.graphs.fits(batch):
+            self.counters.steps += 1
+            return PendingStep(self.graphs.run(batch)[0].clone())
+        layout, use = build_layout(batch, self.delay, self.device)
         text_logits, audio_logits = self._logits(batch, layout, observe)
         self.counters.add(layout)
         drawn = self._draw(use, text_logits, audio_logits) if len(use.slots) else None

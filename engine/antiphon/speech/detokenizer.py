@@ -9,12 +9,14 @@ import torch
 
 from ..config import HOP_OUT
 from ..errors import ConfigError, EngineError, InputError
+from ..execution.graphs import Graphs
 from ..models.bigvgan import BigVgan
 from ..models.flow_dit import FlowDit
-from .flow_solver import FlowJob, solve
+from .flow_solver import FlowJob, integrate_eagerly, solve
 from .noise import NoiseSource
 from .options import SpeechOptions
 from .receptive_field import ReceptiveField
+from .speech_graphs import FlowGraphs, GraphedVocoder
 from .stitching import open_stitcher
 from .stream import SpeechStream
 from .window_pool import WindowPool
@@ -30,17 +32,19 @@ class StreamingDetokenizer:
         dit: flow-matching network, tokens to mel.
         vocoder: mel to sound, 480 samples a frame.
         max_streams: windows to hold; each takes depth * 2 * 900 * hidden values of memory.
+        graphs: how to capture solves and vocoder passes whose shape comes again; None: never.
     """
 
-    def __init__(self, dit: FlowDit, vocoder: BigVgan, max_streams: int = 1):
+    def __init__(self, dit: FlowDit, vocoder: BigVgan, max_streams: int = 1, graphs: Graphs | None = None):
         if vocoder.config.hop != HOP_OUT or vocoder.config.num_mels != dit.config.num_mels:
             raise ConfigError(
                 f"vocoder makes {vocoder.config.hop} samples of {vocoder.config.num_mels} mels a frame; "
                 f"expected {HOP_OUT} of {dit.config.num_mels}"
             )
         self.dit = dit
-        self.vocoder = vocoder
+        self.vocoder = vocoder if graphs is None else GraphedVocoder(vocoder.config, vocoder.weights, graphs)
         self.pool = WindowPool(dit.config, max_streams, dit.dtype, dit.device)
+        self._integrate = integrate_eagerly if graphs is None else FlowGraphs(dit, self.pool.window, graphs).integrate
         self.field = ReceptiveField.of(vocoder.config)
 
     def open(
@@ -111,7 +115,7 @@ class StreamingDetokenizer:
         for steps in sorted({stream.options.ode_steps for stream in streams}):
             group = [i for i, s in enumerate(streams) if s.options.ode_steps == steps and jobs[i].num_rows]
             if group:
-                solved = solve(self.dit, self.pool.window, [jobs[i] for i in group], steps)
+                solved = solve(self.dit, self.pool.window, [jobs[i] for i in group], steps, self._integrate)
                 for index, state in zip(group, solved, strict=True):
                     states[index] = state
         return states

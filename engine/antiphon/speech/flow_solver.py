@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,22 +51,38 @@ def ode_schedule(num_steps: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return tuple(times), tuple(widths)
 
 
-def solve(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int) -> list[torch.Tensor]:
+Integrate = Callable[[FlowDit, FlowWindow, Sequence[FlowJob], int], torch.Tensor]
+
+
+def solve(
+    dit: FlowDit,
+    window: FlowWindow,
+    jobs: Sequence[FlowJob],
+    num_steps: int,
+    integrate: Integrate | None = None,
+) -> list[torch.Tensor]:
     """Integrate all jobs from their noise; returns the final normalised states [num_rows, num_mels] in the network's dtype.
 
-    Then the windows of the jobs with ``fill`` take in the kept rows, by one more pass over them.
+    Then the windows of the jobs with ``fill`` take in the kept rows, by one more pass over them. ``integrate`` replaces
+    the plain loop of Euler steps (captured graphs do).
     """
+    x = (integrate or integrate_eagerly)(dit, window, jobs, num_steps)
+    states = list(x.split([job.num_rows for job in jobs]))
+    filled = [index for index, job in enumerate(jobs) if job.fill]
+    if filled:
+        _fill(dit, window, [jobs[i] for i in filled], [states[i][: jobs[i].num_kept] for i in filled])
+    return states
+
+
+def integrate_eagerly(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int) -> torch.Tensor:
+    """All Euler steps, one pass of the network each: final states of all jobs, [rows, num_mels]."""
     batch = _batch(dit, jobs, [job.num_rows for job in jobs])
     x = upload([torch.cat([job.noise for job in jobs])], dit.device)[0].to(dit.dtype)
     times, widths = ode_schedule(num_steps)
     table, condition = dit.time_table(times), dit.condition(batch.token_ids)
     for time, width in zip(table, widths, strict=True):
         x = euler_step(x, dit.velocity(x, time, condition, batch, window), width)
-    states = list(x.split([job.num_rows for job in jobs]))
-    filled = [index for index, job in enumerate(jobs) if job.fill]
-    if filled:
-        _fill(dit, window, [jobs[i] for i in filled], [states[i][: jobs[i].num_kept] for i in filled])
-    return states
+    return x
 
 
 def _fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: Sequence[torch.Tensor]) -> None:
@@ -92,10 +108,14 @@ def _fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: Seq
 
 def _batch(dit: FlowDit, jobs: Sequence[FlowJob], num_rows: Sequence[int]) -> FlowBatch:
     """The first ``num_rows`` rows of every job, one job after the other."""
+    arrays = upload(batch_arrays(jobs, num_rows), dit.device)
+    return FlowBatch(*arrays, max_seqlen=max(num_rows), frames_per_token=FRAMES_PER_TOKEN)
+
+
+def batch_arrays(jobs: Sequence[FlowJob], num_rows: Sequence[int]) -> list[np.ndarray]:
+    """Arrays of a :class:`FlowBatch`, in its order."""
     tokens = [token for job, n in zip(jobs, num_rows, strict=True) for token in job.tokens[: n // FRAMES_PER_TOKEN]]
     positions = np.concatenate([np.arange(job.start, job.start + n) for job, n in zip(jobs, num_rows, strict=True)])
     bounds = np.cumsum([0, *num_rows]).astype(np.int32)
     slots = np.array([job.slot.index for job in jobs])
-    cache_lens = np.array([job.slot.num_rows for job in jobs], np.int32)
-    arrays = upload([np.array(tokens), positions, bounds, slots, cache_lens], dit.device)
-    return FlowBatch(*arrays, max_seqlen=max(num_rows), frames_per_token=FRAMES_PER_TOKEN)
+    return [np.array(tokens), positions, bounds, slots, np.array([job.slot.num_rows for job in jobs], np.int32)]
