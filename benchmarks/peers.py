@@ -3,8 +3,7 @@
 A random Qwen2 (the text path of a synthetic preset) in bfloat16, run by us and by Hugging Face transformers, and by vLLM's CPU
 build where ``--vllm PYTHON`` names the interpreter of a virtual environment that has it. All are loaded, warmed up and measured
 in turn, so that each pair of times saw the same machine; the ratio is the median over pairs. Decoding counts tokens of all
-sequences behind ``--context`` positions. That transformers computes the same
-model is checked first.
+sequences behind ``--context`` positions. That transformers computes the same model is checked first.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,16 +68,13 @@ def compare(ours: Antiphon, peer: Transformers | Worker, options: argparse.Names
     """Rows against one peer."""
     rows = []
     for batch in options.batches:
-        times = pairs(
-            lambda: ours.decode(batch, options.context, options.steps),
-            lambda: peer.decode(batch, options.context, options.steps),
-            options.repeats,
-        )
+        decode = (batch, options.context, options.steps)
+        times = pairs(partial(ours.decode, *decode), partial(peer.decode, *decode), options.repeats)
         rows.append(row("decode", batch, peer.name, times, batch * options.steps))
         with operator.count_calls() as calls:
             ours.decode(batch, options.context, 2)
             rows[-1]["native_steps"] = calls["decode_step", "native"] / 2
-    times = pairs(lambda: ours.prefill(options.prompt), lambda: peer.prefill(options.prompt), options.repeats)
+    times = pairs(partial(ours.prefill, options.prompt), partial(peer.prefill, options.prompt), options.repeats)
     return [*rows, row("prefill", options.prompt, peer.name, times, options.prompt)]
 
 
