@@ -160,6 +160,17 @@ def test_killed_under_load_everyone_hears_of_it_and_service_returns():
     run(main)
 
 
+def test_an_engine_that_hangs_counts_as_dead():
+    async def main():
+        backend = ProcessBackend(NullSpec(step_seconds=1000.0), step_timeout=1.0)
+        async with AsyncEngine(backend) as engine:
+            with pytest.raises(EngineDeadError, match="code 70"):
+                await anext(engine.generate(request()))
+            await engine.wait_ready(60)
+
+    run(main)
+
+
 def test_a_model_that_cannot_be_loaded_is_said_once(tmp_path):
     async def main():
         for backend in (ThreadBackend, ProcessBackend):

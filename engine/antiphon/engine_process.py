@@ -24,15 +24,21 @@ from .errors import AntiphonError
 
 logger = logging.getLogger(__name__)
 
+HUNG = 70
+"""Exit code of an engine that ended itself because a step hung."""
 LONGEST_PAUSE = 10.0
 """Seconds between restarts of an engine that keeps dying before it is ready; the first restart is immediate."""
 
 
 class ProcessBackend:
-    """Runs an engine in a spawned process; restarts it when it dies, unless its model cannot be loaded at all."""
+    """Runs an engine in a spawned process; restarts it when it dies, unless its model cannot be loaded at all.
 
-    def __init__(self, spec: EngineSpec):
-        self.spec = spec
+    Args:
+        step_timeout: an engine that hangs in one step for so many seconds counts as dead.
+    """
+
+    def __init__(self, spec: EngineSpec, step_timeout: float = 300.0):
+        self.spec, self.step_timeout = spec, step_timeout
         self._outbox: queue.SimpleQueue = queue.SimpleQueue()
         self._process: Any = None
         self._threads: list[threading.Thread] = []
@@ -86,7 +92,7 @@ class ProcessBackend:
     def _spawn(self) -> tuple[Any, Connection]:
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
-        arguments = (self.spec, theirs, logging.getLogger("antiphon").getEffectiveLevel())
+        arguments = (self.spec, theirs, self.step_timeout, logging.getLogger("antiphon").getEffectiveLevel())
         process = context.Process(target=run_engine, args=arguments, name="antiphon-engine", daemon=True)
         process.start()
         theirs.close()
@@ -122,7 +128,7 @@ class ProcessBackend:
                 logger.debug("a command was lost with the engine process")
 
 
-def run_engine(spec: EngineSpec, connection: Connection, log_level: int) -> None:
+def run_engine(spec: EngineSpec, connection: Connection, step_timeout: float, log_level: int) -> None:
     """The process: load, then work until told to stop or until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -137,6 +143,7 @@ def run_engine(spec: EngineSpec, connection: Connection, log_level: int) -> None
         deliver([Died(str(error), final=True)])
         return
     threading.Thread(target=_read_commands, args=(connection, worker), daemon=True).start()
+    threading.Thread(target=_watch, args=(worker, step_timeout), daemon=True).start()
     try:
         worker.run()
     except (BrokenPipeError, ConnectionResetError):
@@ -151,6 +158,14 @@ def _read_commands(connection: Connection, worker: EngineWorker) -> None:
         worker.send(Shutdown())
         time.sleep(2.0)
         os._exit(0)  # the parent is gone, and a step that hangs must not keep the process
+
+
+def _watch(worker: EngineWorker, step_timeout: float) -> None:
+    """End the process if a step hangs; the parent starts another."""
+    while worker.seconds_in_step < step_timeout:
+        time.sleep(min(1.0, step_timeout / 4))
+    logger.critical("a step has taken over %g s; the process ends itself", step_timeout)
+    os._exit(HUNG)
 
 
 def _pickled(message: Any) -> bytes:

@@ -72,6 +72,13 @@ class EngineWorker:
         self._preparing: set[str] = set()
         self._stopped = False
         self._next_statistics = 0.0
+        self._step_began: float | None = None
+
+    @property
+    def seconds_in_step(self) -> float:
+        """How long the engine has been in the step that it is in; 0 between steps. For a watchdog in another thread."""
+        began = self._step_began
+        return 0.0 if began is None else self.clock() - began
 
     def send(self, command: Command) -> None:
         """Hand over a command; returns at once."""
@@ -86,7 +93,10 @@ class EngineWorker:
                 if self._stopped:
                     pool.shutdown(cancel_futures=True)
                     return
-                events += self._events(self.engine.step()) if self.engine.has_work else []
+                if self.engine.has_work:
+                    self._step_began = self.clock()
+                    events += self._events(self.engine.step())
+                    self._step_began = None
                 events += self._statistics()
                 if events:
                     self.deliver(events)

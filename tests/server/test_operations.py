@@ -51,6 +51,34 @@ def test_a_key_is_asked_for_and_compared(tmp_path):
         assert server.http("/health")[0] == 200 and server.http("/")[0] == 200
 
 
+def test_a_websocket_sends_its_key_as_browsers_and_programs_do():
+    sync = pytest.importorskip("websockets.sync.client")
+    with live(NullSpec(), served_name="null", api_keys=("secret",)) as server:
+        address = server.url.replace("http", "ws") + "/v1/realtime"
+        with sync.connect(address, additional_headers={"Authorization": "Bearer secret"}) as socket:
+            assert json.loads(socket.recv())["type"] == "session.created"
+        with sync.connect(address, subprotocols=["realtime", "openai-insecure-api-key.secret"]) as socket:
+            assert socket.subprotocol == "realtime" and json.loads(socket.recv())["type"] == "session.created"
+        for how in ({}, {"subprotocols": ["realtime", "openai-insecure-api-key.x"]}):
+            with pytest.raises(Exception, match="401"):
+                sync.connect(address, **how)
+
+
+def test_a_body_that_does_not_come(monkeypatch):
+    from antiphon.server import middleware
+
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT", 0.5)
+    with live(NullSpec(), served_name="null") as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            raw.sendall(b"Content-Length: 100\r\n\r\n{")
+            raw.settimeout(10)
+            assert b"408" in raw.recv(1000).split(b"\r\n")[0]
+        slow = NullSpec(steps=100, step_seconds=0.01)
+    with live(slow, served_name="null") as server:
+        assert server.http("/v1/chat/completions", ASK)[0] == 200, "waiting for an answer is not waiting for a body"
+
+
 def test_cors(null_server):
     with live(NullSpec(), served_name="null", cors_origins=("https://a.example",)) as server:
         preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}

@@ -121,8 +121,19 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "verbosity": ("medium",),
+    "prediction": (),
+    "moderation": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
 }
 """Fields of OpenAI's that this model has no use for, and the values that ask for nothing."""
+
+
+def _alike(value: Any) -> tuple[type, ...]:
+    """Types whose values may equal ``value``: true is not 1 here."""
+    return (int, float) if type(value) is int else (type(value),)
 
 
 class ChatRequest(Strict):
@@ -169,13 +180,20 @@ class ChatRequest(Strict):
     service_tier: Any = None
     store: Any = None
     verbosity: Any = None
+    prediction: Any = None
+    moderation: Any = None
+    web_search_options: Any = None
+    reasoning_effort: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
 
     @field_validator(*DEFAULTS)
     @classmethod
     def _unsupported(cls, value: Any, info) -> Any:
         allowed = DEFAULTS[info.field_name]
-        if value is not None and not any(value == one and isinstance(value, bool) <= isinstance(one, bool) for one in allowed):
-            raise ValueError(f"not supported; leave it out or use {' or '.join(map(repr, allowed))}")
+        if value is not None and not any(value == one and type(value) in _alike(one) for one in allowed):
+            use = f" or use {' or '.join(map(repr, allowed))}" if allowed else ""
+            raise ValueError(f"not supported; leave it out{use}")
         return value
 
     @field_validator("stop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -18,6 +19,8 @@ logger = logging.getLogger("antiphon.access")
 
 PUBLIC = ("/health", "/ready", "/version", "/", "/favicon.ico")
 """Paths that need no key: what load balancers ask, and the console's page, which asks for a key itself."""
+BODY_TIMEOUT = 30.0
+"""Seconds between two pieces of a request's body."""
 SUBPROTOCOL_KEY = "openai-insecure-api-key."
 """How a browser, which cannot set headers, sends its key over a WebSocket."""
 
@@ -80,13 +83,18 @@ async def refuse_websocket(error: ApiError, receive: Receive, send: Send) -> Non
 
 
 class _LimitedBody:
-    """A receive function that counts."""
+    """A receive function that counts, and that does not wait forever for the body."""
 
     def __init__(self, receive: Receive, limit: int):
         self.receive, self.limit, self.left = receive, limit, limit
+        self.complete = False
 
     async def __call__(self) -> Message:
-        message = await self.receive()
+        try:
+            message = await asyncio.wait_for(self.receive(), None if self.complete else BODY_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"the body did not come within {BODY_TIMEOUT:g} s") from None
+        self.complete = self.complete or not message.get("more_body", False)
         self.left -= len(message.get("body", b""))
         if self.left < 0:
             raise HTTPException(413, f"the body is larger than {self.limit} bytes")  # the one kind that FastAPI lets pass
