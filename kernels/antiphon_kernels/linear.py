@@ -109,7 +109,7 @@ def linear_tile(rows: int, outputs: int, matrices: int, dtype: torch.dtype, wgmm
     if rows <= 16:
         return Tile(16, 16 if outputs < 8192 else 32, 256 // matrices, 4, 4)
     if rows <= 64:
-        return Tile(64, 32, 128 // matrices, 4, 3)
+        return Tile(64, 32, 128 // matrices, 4, 3) if wgmma else Tile(64, 32, 64, 4, 4)  # longer steps spill there
     return Tile(128, 128 // matrices, 64, 8, 4 if wgmma else 3)
 
 

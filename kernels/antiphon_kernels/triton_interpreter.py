@@ -1,6 +1,7 @@
 """Corrections of Triton's interpreter (seen in 3.6 and 3.8), so that it computes what a GPU computes.
 
 * float conversions to 16 bits and fewer cut the low bits off; hardware rounds to nearest even;
+* a loop bound computed on the device fails with NumPy 2.4 (Triton 3.6 converts an array of one element to an int);
 * ``tl.dot`` of bfloat16 multiplies the bit patterns as integers, and ints become bfloat16 by their bits alone.
 
 :func:`install` puts the corrected functions in place; it does nothing in a process that compiles.
@@ -62,10 +63,24 @@ def create_dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
     return TensorHandle(np.matmul(x, y, dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
 
+def _with_index(patch_tensor):
+    """``_patch_lang_tensor`` whose tensors of one element are loop bounds."""
+
+    def patched(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patched
+
+
 def install() -> None:
-    """Correct the interpreter of this process."""
+    """Correct the interpreter of this process; a second call changes nothing."""
     if triton_support.interpreted:
         from triton.runtime import interpreter
+
+        if interpreter._convert_float is convert_float:
+            return
+        interpreter._patch_lang_tensor = _with_index(interpreter._patch_lang_tensor)
 
         interpreter._convert_float = convert_float
         interpreter.InterpreterBuilder.create_dot = create_dot
