@@ -25,6 +25,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model():
+    return random_model()
+
+
+def random_model() -> DualQwen:
+    """A small model with branches of unequal depth."""
     generator = torch.Generator().manual_seed(1)
     shapes = packed_shapes(nano(), dtype=torch.float32)["llm"]
     return DualQwen(CONFIG, {name: torch.randn(t.shape, generator=generator) * 0.15 for name, t in shapes.items()})

@@ -22,9 +22,10 @@ from ..models.dual_qwen import DualQwen, KVPages, StepLayout
 from ..upload import upload
 from .decode_graphs import DecodeGraphs
 from .decode_state import DecodeState
+from .flashinfer_attention import choose
 from .graphs import Graphs
 from .kv_cache import KVSizes, allocate
-from .step_batch import HeadUse, StepBatch, build_layout
+from .step_batch import AttentionPlanner, HeadUse, StepBatch, build_layout
 
 if TYPE_CHECKING:
     from antiphon_kernels.native.decode_step import DecodeStep
@@ -96,7 +97,8 @@ class LlmRunner:
     """Owner of the model's pages and decode state.
 
     ``head_delay``: steps of a request in which the audio head does not run; default: the delay, whose tokens are forced.
-    ``graphs``: captured decode steps, or None to run every step eagerly.
+    ``graphs``: captured decode steps, or None to run every step eagerly. ``attention``: plans the attention of eager steps
+    in place of our own operator.
     """
 
     model: DualQwen
@@ -105,15 +107,23 @@ class LlmRunner:
     counters: WorkCounters = field(default_factory=WorkCounters)
     head_delay: int | None = None
     graphs: DecodeGraphs | None = None
+    attention: AttentionPlanner | None = None
 
     @classmethod
     def build(
-        cls, model: DualQwen, sizes: KVSizes, num_slots: int, dtype: torch.dtype, graphs: Graphs | None = None
+        cls,
+        model: DualQwen,
+        sizes: KVSizes,
+        num_slots: int,
+        dtype: torch.dtype,
+        graphs: Graphs | None = None,
+        attention: str = "auto",
     ) -> LlmRunner:
         """A runner with pages and slots of its own; with ``graphs`` one spare page a group and one spare slot for idle rows."""
         device, spare = model.embed_table.device, int(graphs is not None)
         kv = allocate(model.config, KVSizes(sizes.trunk + spare, sizes.text, sizes.audio + spare), dtype, device)
         runner = cls(model, kv, DecodeState(model.config, num_slots + spare, device))
+        runner.attention = choose(attention, model.config, dtype, device)
         if graphs is not None:
             runner.graphs = DecodeGraphs(model, kv, runner.state, graphs, runner.delay)
         return runner
@@ -151,7 +161,7 @@ class LlmRunner:
         if self.graphs is not None and not keep_logits and observe is None and self.graphs.fits(batch):
             self.counters.steps += 1
             return PendingStep(self.graphs.run(batch)[0].clone())
-        layout, use = build_layout(batch, self.delay, self.device)
+        layout, use = build_layout(batch, self.delay, self.device, self.attention)
         text_logits, audio_logits = self._logits(batch, layout, observe)
         self.counters.add(layout)
         drawn = self._draw(use, text_logits, audio_logits) if len(use.slots) else None

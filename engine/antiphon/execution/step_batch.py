@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -57,7 +58,16 @@ class HeadUse:
     audio: np.ndarray
 
 
-def build_layout(batch: StepBatch, delay: int, device: torch.device) -> tuple[StepLayout, HeadUse]:
+class AttentionPlanner(Protocol):
+    """An attention that wants to know a step's sequences before its layers run."""
+
+    def plan(self, part: int, cu_seqlens: np.ndarray, tables: np.ndarray, seq_lens: np.ndarray):
+        """What the layers of the trunk (part 0) or of the branches (part 1) call."""
+
+
+def build_layout(
+    batch: StepBatch, delay: int, device: torch.device, planner: AttentionPlanner | None = None
+) -> tuple[StepLayout, HeadUse]:
     """Layout of a step; the audio head is left out in the first ``delay`` steps of a request, whose token is forced."""
     text, audio = np.flatnonzero(batch.run_text), np.flatnonzero(batch.run_audio)
     upper = np.concatenate((text, audio))
@@ -70,8 +80,8 @@ def build_layout(batch: StepBatch, delay: int, device: torch.device) -> tuple[St
     rows = (ragged_arange(first_row[upper], lengths), (np.cumsum(lengths) - 1)[wants])
     upper_rows, head_rows, *attention = upload([*rows, *trunk, *branches], device)
     layout = StepLayout(
-        trunk=AttentionLayout(*attention[: len(trunk)], longest),
-        upper=AttentionLayout(*attention[len(trunk) :], longest_upper),
+        trunk=AttentionLayout(*attention[: len(trunk)], longest, _planned(planner, 0, trunk)),
+        upper=AttentionLayout(*attention[len(trunk) :], longest_upper, _planned(planner, 1, branches)),
         upper_rows=upper_rows,
         split=split,
         num_text_sequences=len(text),
@@ -82,6 +92,11 @@ def build_layout(batch: StepBatch, delay: int, device: torch.device) -> tuple[St
     place = np.cumsum(batch.samples) - 1
     use = HeadUse(batch.slots[drawn], place[text[wants[: len(text)]]], place[audio[wants[len(text) :]]])
     return layout, use
+
+
+def _planned(planner: AttentionPlanner | None, part: int, arrays: list[np.ndarray]):
+    _, _, tables, cu_seqlens, seq_lens = arrays
+    return None if planner is None else planner.plan(part, cu_seqlens, tables, seq_lens)
 
 
 def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -32,6 +32,15 @@ class AttentionLayout:
     cu_seqlens_q: Tensor
     seq_lens: Tensor
     max_seqlen_q: int
+    planned: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def attend(self, q: Tensor, kv: Tensor, scale: float) -> Tensor:
+        """Attention of q [R, Hq, D] over one layer's pages kv [2, pages, ...]; ``planned`` replaces our operator."""
+        if self.planned is not None:
+            return self.planned(q, kv)
+        return paged_attention(
+            q, kv[0], kv[1], self.block_tables, self.cu_seqlens_q, self.seq_lens, self.max_seqlen_q, scale
+        )
 
     def sequences(self, first: int, last: int, first_row: int, last_row: int) -> AttentionLayout:
         """The layout of sequences [first, last), which hold rows [first_row, last_row)."""
@@ -116,9 +125,7 @@ class DecoderLayer:
             y, residual = add_rms_norm(x, residual, self.input_norm, split, self.eps)
         qkv = self.qkv(y, split)
         q = rope_cache(qkv, layout.positions, *rotary, layout.slots, kv[0], kv[1], self.num_heads)
-        attended = paged_attention(
-            q, kv[0], kv[1], layout.block_tables, layout.cu_seqlens_q, layout.seq_lens, layout.max_seqlen_q, self.scale
-        )
+        attended = layout.attend(q, kv, self.scale)
         x = self.output(attended.flatten(1), split)
         y, residual = add_rms_norm(x, residual, self.post_norm, split, self.eps)
         x = self.down(self.gate_up.gated(y, split), split)
