@@ -84,6 +84,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         raise
 
 
+DONE = b"data: [DONE]\n\n"
 NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -142,34 +143,39 @@ async def whole_answer(service: Service, completion: Completion) -> Response:
 
 
 async def stream_answer(service: Service, completion: Completion) -> AsyncIterator[bytes]:
-    """The answer in server-sent events; an error becomes an event too, since the status has been sent."""
+    """The answer in server-sent events; an error becomes an event too, since the status has been sent.
+
+    What is ready at once is sent at once: the greeting with the first delta, everything behind the last one together.
+    """
     speaks, text = completion.request.speaks, []
-    yield completion.chunk({"role": "assistant", "refusal": None} | ({} if speaks else {"content": ""}))
+    greeting = completion.chunk({"role": "assistant", "refusal": None} | ({} if speaks else {"content": ""}))
     try:
         async for delta in service.answer(completion.stream):
             if isinstance(delta, TextDelta):
                 text.append(delta.text)
                 audio = {"id": completion.audio_id, "transcript": delta.text}
-                yield completion.chunk({"audio": audio} if speaks else {"content": delta.text})
+                piece = completion.chunk({"audio": audio} if speaks else {"content": delta.text})
             elif isinstance(delta, AudioDelta):
-                yield completion.chunk({"audio": {"id": completion.audio_id, "data": base64_pcm16(delta.pcm)}})
+                piece = completion.chunk({"audio": {"id": completion.audio_id, "data": base64_pcm16(delta.pcm)}})
             else:
-                async for last in _ending(service, completion, delta, "".join(text)):
-                    yield last
+                piece = await _ending(service, completion, delta, "".join(text))
+            yield greeting + piece
+            greeting = b""
     except AntiphonError as error:
-        yield event(envelope(as_api_error(error)))
+        yield greeting + event(envelope(as_api_error(error))) + DONE
     finally:
         completion.stream.abort()
-    yield b"data: [DONE]\n\n"
 
 
-async def _ending(service: Service, completion: Completion, finish: FinishDelta, text: str) -> AsyncIterator[bytes]:
+async def _ending(service: Service, completion: Completion, finish: FinishDelta, text: str) -> bytes:
+    events = []
     if completion.request.speaks:
         expires_at = await keep(service, completion, text)
-        yield completion.chunk({"audio": {"id": completion.audio_id, "expires_at": expires_at}})
-    yield completion.chunk({}, finish.reason)
+        events.append(completion.chunk({"audio": {"id": completion.audio_id, "expires_at": expires_at}}))
+    events.append(completion.chunk({}, finish.reason))
     if _wants_usage(completion.request):
-        yield event(completion.body("chat.completion.chunk", [], usage=usage_of(finish.usage)))
+        events.append(event(completion.body("chat.completion.chunk", [], usage=usage_of(finish.usage))))
+    return b"".join((*events, DONE))
 
 
 async def keep(service: Service, completion: Completion, text: str) -> int:

@@ -14,7 +14,7 @@ from ..deltas import FinishDelta, TextDelta, Usage
 from ..errors import AntiphonError
 from ..request import GenerationRequest, SamplingParams, StreamSampling
 from ..request_stream import RequestStream
-from .chat import NO_CACHE, event
+from .chat import DONE, NO_CACHE, event
 from .connection import until_disconnect
 from .errors import as_api_error, bad_request, envelope
 from .media import AudioBudget
@@ -185,7 +185,7 @@ async def _events(job: Job) -> AsyncIterator[bytes]:
         yield event({"type": "transcript.text.done", "text": said, "usage": _tokens(job.usage)})
     except AntiphonError as error:
         yield event(envelope(as_api_error(error)))
-    yield b"data: [DONE]\n\n"
+    yield DONE
 
 
 def _tokens(usage: list[Usage]) -> dict[str, Any]:
