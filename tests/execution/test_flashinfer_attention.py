@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from decode_world import MIXES, SLOTS, World, random_model
 
 from antiphon.checkpoint.presets import kimi_audio_7b, nano
 from antiphon.errors import ConfigError
@@ -98,8 +99,6 @@ def test_choice():
 
 
 def test_a_runner_with_planned_attention_gives_the_same_tokens():
-    from test_decode_graphs import MIXES, SLOTS, World, random_model
-
     model = random_model()
     plain, planned = World(model, MIXES["all kinds"]), World(model, MIXES["all kinds"])
     planned.runner.attention = fi.FlashInferAttention(model.config, torch.float32, CPU, wrapper=Wrapper)

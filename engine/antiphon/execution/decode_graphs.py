@@ -19,6 +19,7 @@ from antiphon_kernels import advance_streams, sample_tokens
 from antiphon_kernels.decode_inputs import decode_inputs
 
 from ..models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
+from ..upload import upload
 from .decode_state import DecodeState
 from .graphs import Graph, Graphs
 from .kv_cache import PAGE_SIZE
@@ -63,7 +64,7 @@ class DecodeGraphs:
         self.model, self.kv, self.state, self.delay = model, kv, state, delay
         self.device = model.embed_table.device
         self._graphs = graphs
-        self._built: dict[Bucket, _DecodeGraph] = {}
+        self._built: dict[Bucket, DecodeGraph] = {}
         full = -(-model.config.max_positions // PAGE_SIZE)
         self.widths = tuple(sorted({min(SHORT_CONTEXT // PAGE_SIZE, full), full}))
         self.spare_slot = state.stop.shape[0] - 1
@@ -95,8 +96,8 @@ class DecodeGraphs:
 
         With several steps the pages of all of them must be there; entries behind a request's stop mean nothing.
         """
-        graph = self._graph(self.bucket(batch, steps))
-        graph.inputs.load(self._arrays(batch, graph.bucket))
+        graph = self.graph(self.bucket(batch, steps))
+        graph.inputs.load(self.arrays(batch, graph.bucket))
         graph.captured.replay()
         return graph.results[:, :, : batch.num_sequences]
 
@@ -105,14 +106,15 @@ class DecodeGraphs:
         for size in sorted(rows, reverse=True):
             for width in reversed(self.widths):
                 for kind in kinds:
-                    self._graph(Bucket(size, kind, width, steps))
+                    self.graph(Bucket(size, kind, width, steps))
 
-    def _graph(self, bucket: Bucket) -> _DecodeGraph:
+    def graph(self, bucket: Bucket) -> DecodeGraph:
+        """The graph of a bucket, captured now if it is not there."""
         if bucket not in self._built:
-            self._built[bucket] = _DecodeGraph(self, bucket, self._graphs)
+            self._built[bucket] = DecodeGraph(self, bucket, self._graphs)
         return self._built[bucket]
 
-    def _arrays(self, batch: StepBatch, bucket: Bucket) -> dict[str, np.ndarray]:
+    def arrays(self, batch: StepBatch, bucket: Bucket) -> dict[str, np.ndarray]:
         """The host's part of a step, idle rows filled up."""
         n, rows, width = batch.num_sequences, bucket.rows, bucket.width
         slots, base = np.full(rows, self.spare_slot), np.zeros(rows, np.int64)
@@ -126,7 +128,7 @@ class DecodeGraphs:
         return {"slots": slots, "base": base, "runs": runs, "tables": tables}
 
 
-class _DecodeGraph:
+class DecodeGraph:
     """One captured bucket with its fixed tensors. While it is captured all rows are idle."""
 
     def __init__(self, owner: DecodeGraphs, bucket: Bucket, graphs: Graphs):
@@ -143,15 +145,16 @@ class _DecodeGraph:
         )
         self.inputs["slots"].fill_(owner.spare_slot)
         self.results = torch.zeros(bucket.steps, 4, rows, dtype=torch.int64, device=device)
-        self._spare = torch.from_numpy(owner.spare_pages).to(device)
+        (self._spare,) = upload([owner.spare_pages], device)
         self._no_features = torch.full((rows,), -1, dtype=torch.int64, device=device)
         self._rows = torch.arange(rows, device=device)
         self._both_rows = self._rows.repeat(2)
         self._head_rows = torch.arange(2 * rows, device=device)
         self._bounds = torch.arange(2 * rows + 1, dtype=torch.int32, device=device)
-        self.captured: Graph = graphs.capture(self._run)
+        self.captured: Graph = graphs.capture(self.run)
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """What is captured."""
         for step in range(self.bucket.steps):
             self._step(self.results[step])
 

@@ -38,7 +38,7 @@ class StaticInputs:
 
     def load(self, arrays: Mapping[str, np.ndarray | Tensor]) -> None:
         """Fill all tensors; every name, shapes as declared. The host does not wait."""
-        source = torch.empty_like(self._buffer, device="cpu", pin_memory=self._buffer.is_cuda)
+        source = torch.empty_like(self._buffer, device="cpu", pin_memory=torch.cuda.is_available())
         for name in self._places:
             value = arrays[name]
             self._view(source, name).copy_(value if isinstance(value, Tensor) else torch.from_numpy(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from ..audio import mel
 from ..config import FRAMES_PER_TOKEN, ModelConfig
 from ..execution.audio_encoder import AudioEncoder
+from ..execution.decode_graphs import DecodeGraphs
 from ..execution.decode_state import DecodeState
 from ..execution.kv_cache import PAGE_SIZE, allocate, sizes_for
 from ..execution.llm_runner import LlmRunner
@@ -115,7 +116,7 @@ def _rehearse_encoders(recorder: Recorder, model: FakeModel, workload: Workload)
 def _rehearse_language_model(recorder: Recorder, model: FakeModel, workload: Workload, device: torch.device) -> None:
     config = model.config.llm
     kv = allocate(config, sizes_for(config, 4 * PAGE_SIZE), torch.bfloat16, device)
-    runner = LlmRunner(model.llm, kv, DecodeState(config, SLOTS, device))
+    runner = LlmRunner(model.llm, kv, DecodeState(config, SLOTS + 1, device))
     features = torch.empty(workload.prompt // 2, config.hidden_size, dtype=torch.bfloat16, device=device)
     prompt = Sequence_(workload.prompt, 0)
     _step(recorder, runner, "prefill", [prompt], features)
@@ -123,6 +124,9 @@ def _rehearse_language_model(recorder: Recorder, model: FakeModel, workload: Wor
         position = Sequence_(1, workload.context - 1)
         _step(recorder, runner, f"decode text {batch}", [Sequence_(1, workload.context - 1, audio=False)] * batch)
         _step(recorder, runner, f"decode speech {batch}", [position] * batch)
+    _rehearse_captured(recorder, runner, workload, "text", 1)
+    for batch in workload.batches:
+        _rehearse_captured(recorder, runner, workload, "speech", batch)
     _step(recorder, runner, "decode audio only 1", [Sequence_(1, workload.context - 1, text=False)])
     some = workload.batches[1] if len(workload.batches) > 1 else 2
     mixed = [Sequence_(1, workload.context - 1)] * some + [Sequence_(1, workload.context - 1, audio=False)] * some
@@ -134,6 +138,32 @@ def _step(recorder: Recorder, runner: LlmRunner, name: str, sequences: Sequence[
     batch = step_batch(sequences, features)
     with recorder.part(name, lengths_of(sequences)):
         runner.start(batch)
+
+
+class _RunOnce:
+    """Captures by running once; there is nothing to replay."""
+
+    def capture(self, work: Callable[[], None]) -> _RunOnce:
+        work()
+        return self
+
+    def fork(self) -> _RunOnce:
+        return self
+
+    def replay(self) -> None:
+        """Nothing."""
+
+
+def _rehearse_captured(recorder: Recorder, runner: LlmRunner, workload: Workload, kind: str, batch: int) -> None:
+    """One decode step as a graph captures it: its inputs from the state on the device. Fixed tensors are made before."""
+    graphs = DecodeGraphs(runner.model, runner.kv, runner.state, _RunOnce(), runner.delay)
+    sequences = [Sequence_(1, workload.context - 1, audio=kind == "speech")] * batch
+    step = step_batch(sequences)
+    bucket = graphs.bucket(step)
+    graph = graphs.graph(bucket)
+    with recorder.part(f"captured decode {kind} {batch}", lengths_of([sequences[0]] * bucket.rows)):
+        graph.inputs.load(graphs.arrays(step, bucket))
+        graph.run()
 
 
 def step_batch(sequences: Sequence[Sequence_], features: torch.Tensor | None = None) -> StepBatch:
