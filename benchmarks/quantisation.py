@@ -1,9 +1,10 @@
-"""What quantised weights change: ``python -m benchmarks.quantisation [--eval MANIFEST] [--models demo 0.5b] [--json OUT]``.
+"""What quantised weights change: ``python -m benchmarks.quantisation [--eval MANIFEST --judge] [--json OUT]``.
 
 Logits against the same model in float32, over the answers that the float32 model gives (demo) or over random ids (synthetic):
 rms of the difference over the rms of the logits, mean Kullback-Leibler divergence in nats, share of positions with the same
-best token. One row per choice of what is quantised, so that each part's sensitivity can be read off. With ``--eval`` also
-word error rate and right answers of converted checkpoints, calibrated too where ``--calibrate`` names a manifest.
+best token. One row per choice of what is quantised, so that each part's sensitivity can be read off. With ``--judge`` also
+word error rate and right answers of converted checkpoints. ``--calibrate MANIFEST`` adds int4 with activation-aware scales; its
+recordings are then left out of everything that is judged.
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ class Sequence:
     first: int
 
 
-def answers(folder: Path) -> list[Sequence]:
-    """The recordings of ``examples/questions`` with the float32 model's own greedy answers."""
+def answers(folder: Path, manifest: Path, leave_out: Path | None) -> list[Sequence]:
+    """The first eight recordings of task chat, none of ``leave_out``, with the float32 model's own greedy answers."""
     runtime = load_runtime(folder, dtype="float32")
+    known = {row.id for row in read_manifest(leave_out)} if leave_out else set()
+    rows = [row for row in read_manifest(manifest) if row.task == "chat" and row.id not in known]
     found = []
-    for row in read_manifest(ROOT / "examples" / "questions" / "manifest.jsonl"):
+    for row in rows[:8]:
         message = {"role": "user", "message_type": "audio", "content": str(row.wav)}
         prompt = make_prompt([message], "both", runtime.builder, runtime.encoder)
         steps = list(SoloRun(runtime.llm, prompt, SamplingParams(), 0).steps())[:-1]
@@ -130,10 +133,11 @@ def compare(wanted: list[Tensor], found: list[Tensor]) -> dict[str, float]:
     return row
 
 
-def sensitivity(name: str, folder: Path, length: int) -> Iterator[dict]:
+def sensitivity(name: str, folder: Path, options: argparse.Namespace, work: Path) -> Iterator[dict]:
     """Rows over variants of one model."""
-    config = checkpoint.load_model_config(folder)
-    sequences = answers(folder) if name == "demo" else random_ids(config.llm, length)
+    config, demo = checkpoint.load_model_config(folder), name == "demo"
+    manifest = options.eval or ROOT / "examples" / "questions" / "manifest.jsonl"
+    sequences = answers(folder, manifest, options.calibrate) if demo else random_ids(config.llm, options.length)
     weights = checkpoint.load_llm(config, torch.float32)
 
     def run(some: Mapping[str, Tensor]) -> list[Tensor]:
@@ -143,23 +147,38 @@ def sensitivity(name: str, folder: Path, length: int) -> Iterator[dict]:
     wanted = run(weights)
     half = {key: w.bfloat16() for key, w in weights.items()}
     yield {"model": name, "weights": "bfloat16", **compare(wanted, run(half))}
-    for label, schemes in (VARIANTS | PARTS if name == "demo" else VARIANTS).items():
+    for label, schemes in (VARIANTS | PARTS if demo else VARIANTS).items():
         yield {"model": name, "weights": label, **compare(wanted, run(rounded(weights, schemes)))}
+    if demo and options.calibrate:
+        aware = checkpoint.load_model_config(calibrated(folder, options.calibrate, work))
+        found = run(checkpoint.load_llm(aware, torch.float32))
+        yield {"model": name, "weights": "int4 calibrated, heads int8", **compare(wanted, found)}
+
+
+def calibrated(folder: Path, manifest: Path, work: Path) -> Path:
+    """The int4 conversion of ``folder`` calibrated on ``manifest``, made on first use."""
+    if not (work / "aware" / "config.json").exists():
+        inputs = record_inputs(load_runtime(folder, load_detokenizer=False), read_manifest(manifest))
+        config = checkpoint.load_model_config(folder)
+        quantize_checkpoint(config, work / "aware", "int4", inputs=inputs, calibration=manifest.name)
+    return work / "aware"
 
 
 def quality(folder: Path, manifest: Path, calibrate: Path | None, work: Path) -> Iterator[dict]:
     """Error rates and right answers of the demo model and its conversions, ``points`` above bfloat16's worst rate."""
     from antiphon.api import KimiAudio
 
-    rows, config = read_manifest(manifest), checkpoint.load_model_config(folder)
+    config, known = (
+        checkpoint.load_model_config(folder),
+        {row.id for row in read_manifest(calibrate)} if calibrate else set(),
+    )
+    rows = [row for row in read_manifest(manifest) if row.id not in known]
     models = {"float32": (folder, "float32"), "bfloat16": (folder, "bfloat16")}
     for scheme in ("int8", "int4"):
         quantize_checkpoint(config, work / scheme, scheme)
         models[scheme] = (work / scheme, "bfloat16")
     if calibrate is not None:
-        inputs = record_inputs(load_runtime(folder, load_detokenizer=False), read_manifest(calibrate))
-        quantize_checkpoint(config, work / "aware", "int4", inputs=inputs, calibration=calibrate.name)
-        models["int4 calibrated"] = (work / "aware", "bfloat16")
+        models["int4 calibrated"] = (calibrated(folder, calibrate, work), "bfloat16")
     base = None
     for label, (path, dtype) in models.items():
         report = summarise(evaluate(KimiAudio(path, device="cpu", dtype=dtype), rows))
@@ -176,20 +195,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=["demo", "0.5b"], help="demo or a synthetic preset")
     parser.add_argument("--length", type=int, default=64, help="positions of a synthetic model's sequence")
-    parser.add_argument("--eval", type=Path, metavar="MANIFEST", help="also judge the demo model on these recordings")
-    parser.add_argument("--calibrate", type=Path, metavar="MANIFEST", help="with --eval: calibrated int4 too")
+    parser.add_argument(
+        "--eval", type=Path, metavar="MANIFEST", help="recordings for the demo model (default: its questions)"
+    )
+    parser.add_argument("--judge", action="store_true", help="also error rates and right answers on --eval")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="MANIFEST", help="calibrated int4 too; its recordings are not judged"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()), help="where synthetic models are kept"
     )
     add_json_option(parser)
     options = parser.parse_args()
-    rows = [row for name in options.models for row in sensitivity(name, locate(name, options.work), options.length)]
-    print(table(rows, COLUMNS), flush=True)
-    judged = []
-    if options.eval:
-        with tempfile.TemporaryDirectory() as work:
-            judged = list(quality(locate("demo", options.work), options.eval, options.calibrate, Path(work)))
-        print(table(judged, QUALITY), flush=True)
+    if options.judge and not options.eval:
+        parser.error("--judge needs --eval")
+    with tempfile.TemporaryDirectory() as work:
+        conversions = Path(work)
+        rows = []
+        for name in options.models:
+            rows += sensitivity(name, locate(name, options.work), options, conversions)
+        print(table(rows, COLUMNS), flush=True)
+        judged = []
+        if options.judge:
+            judged = list(quality(locate("demo", options.work), options.eval, options.calibrate, conversions))
+            print(table(judged, QUALITY), flush=True)
     publish("quantisation", rows, options.json, quality=judged)
 
 
