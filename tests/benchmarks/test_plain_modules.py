@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.peer_models import Antiphon, Transformers, Worker, hf_weights, same_logits, text_only
+from benchmarks.plain_modules import PlainDit, PlainLlm, PlainVocoder
 from speech_models import load_speech
 
 from antiphon.checkpoint.presets import half_billion
 from antiphon.models.flow_dit import FlowBatch, FlowWindow
 from antiphon.request import SamplingParams
 from antiphon.solo import SoloRun
-from benchmarks.peer_models import Antiphon, Transformers, hf_weights, same_logits, text_only
-from benchmarks.plain_modules import PlainDit, PlainLlm, PlainVocoder
 
 CPU = torch.device("cpu")
 
@@ -62,3 +63,24 @@ def test_transformers_and_we_run_one_model():
     ours, theirs = Antiphon(c, hf, max_batch=2, max_len=40), Transformers(c, hf)
     assert same_logits(ours, theirs, range(1, 20)) < 0.02
     assert ours.decode(2, 16, 2) > 0 and theirs.decode(2, 16, 2) > 0 and ours.prefill(32) > 0
+
+
+def test_a_peer_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """Requests as JSON lines in, answers among other output; an end that nobody asked for is an error with a name."""
+    stub = """
+import json, sys
+print("starting", json.dumps({"version": "other"}))
+print(json.dumps({"peer": "stub", "version": "1.2"}), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    if request.get("steps") == 0:
+        sys.exit(3)
+    print(json.dumps({"peer": "stub", "seconds": float(request.get("prefill", 0)) or request["batch"] / 10}), flush=True)
+"""
+    (tmp_path / "stub.py").write_text(stub)
+    monkeypatch.setattr("benchmarks.peer_models.WORKERS", tmp_path)
+    peer = Worker("stub", Path(sys.executable), tmp_path)
+    assert peer.version == "1.2" and peer.prefill(7) == 7.0 and peer.decode(4, 16, 2) == 0.4
+    with pytest.raises(RuntimeError, match="stub ended with 3"):
+        peer.decode(1, 1, 0)
+    peer.close()
