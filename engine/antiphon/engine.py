@@ -140,8 +140,8 @@ class Engine:
     def step(self) -> list[Output]:
         """Do one round of work; returns what became ready."""
         self._encode()
-        self._think()
-        self._speak()
+        busy = self._think()
+        self._speak(wait=not busy)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -218,11 +218,11 @@ class Engine:
 
     # -- think ---------------------------------------------------------------------------------------------------
 
-    def _think(self) -> None:
-        """One ragged step of the language model, if there is anything to compute."""
+    def _think(self) -> bool:
+        """One ragged step of the language model; False if there is nothing to compute."""
         plan = self.scheduler.schedule(self.clock())
         if plan is None:
-            return
+            return False
         try:
             self._assign(plan)
             started = self.clock()
@@ -232,9 +232,10 @@ class Engine:
             self.scheduler.discard(plan)
             for request_id in plan.request_ids:
                 self._fail(self.live[request_id], EngineError(f"the model step failed: {error}"))
-            return
+            return True
         self._cost.observe_llm_step(plan.num_rows - plan.num_decodes, plan.num_decodes, self.clock() - started)
         self._commit(plan, output)
+        return True
 
     def _assign(self, plan: StepPlan) -> None:
         """Set up the slots that changed hands, and the pages that a request shares in part."""
@@ -291,11 +292,11 @@ class Engine:
 
     # -- speak ---------------------------------------------------------------------------------------------------
 
-    def _speak(self) -> None:
-        """Solve and vocode the chunks that are due, many streams in one batch."""
+    def _speak(self, wait: bool) -> None:
+        """Solve and vocode the chunks that are due, many streams in one batch; beside the next steps unless ``wait``."""
         if self.speech is None:
             return
-        for live, result in self.speech.step():
+        for live, result in self.speech.step(wait):
             if isinstance(result, AntiphonError):
                 self._fail(live, result)
                 continue

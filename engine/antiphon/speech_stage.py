@@ -13,6 +13,7 @@ import numpy as np
 
 from .config import SAMPLE_RATE_OUT
 from .errors import AntiphonError, EngineError, InputError
+from .execution.side_stream import Arrivals
 from .live_request import LiveRequest
 from .scheduler import PlaybackClock, SpeechJob
 from .speech import SpeechStream, SpeechWork, StreamingDetokenizer
@@ -42,6 +43,16 @@ class _Voice:
         return -math.inf if self.clock.end is None else self.clock.end
 
 
+@dataclass
+class _Flight:
+    """A solve that has been handed to the device: its requests, the mel frames of their chunks, and when it began."""
+
+    voices: dict[str, _Voice]
+    arrivals: Arrivals
+    frames: list[int]
+    started: float
+
+
 class SpeechStage:
     """Owner of the detokenizer and of every request's playback clock.
 
@@ -64,6 +75,7 @@ class SpeechStage:
         self._choose, self._observe = choose, observe
         self.clock = clock
         self._voices: dict[str, _Voice] = {}
+        self._flight: _Flight | None = None
 
     def push(self, live: LiveRequest, token: int) -> None:
         """One more speech token of a request."""
@@ -77,7 +89,10 @@ class SpeechStage:
     def is_done(self, live: LiveRequest) -> bool:
         """Whether all sound of a request is out (or it has none)."""
         voice = self._voices.get(live.request_id)
-        return voice is None or (voice.stream is not None and voice.stream.done)
+        if voice is None:
+            return True
+        in_flight = self._flight is not None and self._flight.voices.get(live.request_id) is voice
+        return voice.stream is not None and voice.stream.done and not in_flight
 
     def drop(self, live: LiveRequest) -> None:
         """Forget a request, at any moment between two steps, and free what it holds."""
@@ -97,23 +112,44 @@ class SpeechStage:
             return max(0, voice.stream.tokens_needed - len(voice.pending))
         return max(0, options.first_chunk + (not options.eager) - (len(voice.pending) if voice else 0))
 
-    def step(self) -> list[Spoken]:
-        """Solve the chunks that are due."""
-        failed = self._feed()
+    def step(self, wait: bool = True) -> list[Spoken]:
+        """Hand out what has been made, then solve the chunks that are due.
+
+        A solve may take many steps of the language model: without ``wait`` it runs beside them (where the device can), and
+        its sound is handed out by a later call.
+        """
+        spoken = self._feed() + self._land(wait)
         jobs = [self._job(voice) for voice in self._voices.values() if voice.stream and voice.stream.ready]
-        if not jobs:
-            return failed
-        chosen = self._choose(jobs)
-        if not chosen:
-            return failed
+        if self._flight is not None or not jobs:
+            return spoken
         work = {}
-        for job in chosen:
+        for job in self._choose(jobs):
             stream = self._voices[job.request_id].stream
             work[job.request_id] = (stream, *stream.pop())
+        frames = {job.request_id: job.frames for job in jobs}
         started = time.perf_counter()
-        pieces = self._solve(work, failed)
-        self._observe([job.frames for job in chosen], time.perf_counter() - started)
-        return failed + [self._spoken(self._voices[i], piece) for i, piece in zip(work, pieces, strict=True)]
+        arrivals = self._solve(work, spoken)
+        if arrivals is not None:
+            voices = {i: self._voices[i] for i in work}
+            self._flight = _Flight(voices, arrivals, [frames[i] for i in work], started)
+        return spoken + self._land(wait)
+
+    def _land(self, wait: bool) -> list[Spoken]:
+        """The sound of the solve under way, if it is there or ``wait``; requests that were dropped meanwhile get none."""
+        flight = self._flight
+        if flight is None or not (wait or flight.arrivals.ready):
+            return []
+        self._flight = None
+        present = {i: voice for i, voice in flight.voices.items() if self._voices.get(i) is voice}
+        try:
+            pieces = flight.arrivals.arrays()
+        except Exception as error:
+            logger.exception("a speech step failed; its %d requests end with an error", len(flight.voices))
+            problem = EngineError(f"the speech step failed: {error}")
+            return [Spoken(voice.live, problem) for voice in present.values()]
+        self._observe(flight.frames, time.perf_counter() - flight.started)
+        pairs = zip(flight.voices.items(), pieces, strict=True)
+        return [self._spoken(voice, piece) for (i, voice), piece in pairs if i in present]
 
     def check(self) -> None:
         """AssertionError unless every open stream belongs to a request."""
@@ -150,11 +186,11 @@ class SpeechStage:
             live.request_id, voice.stream.next_frames, voice.play_end, live.arrival, live.prepared.request.priority
         )
 
-    def _solve(self, work: dict[str, SpeechWork], failed: list[Spoken]) -> list[np.ndarray]:
-        """Samples of every chunk of ``work``; a request whose noise does not fit moves from ``work`` to ``failed``."""
+    def _solve(self, work: dict[str, SpeechWork], failed: list[Spoken]) -> Arrivals | None:
+        """Start every chunk of ``work``; a request whose noise does not fit moves from ``work`` to ``failed``."""
         while work:
             try:
-                return self.detokenizer.run(list(work.values()))
+                return self.detokenizer.start(list(work.values()))
             except InputError as error:
                 culprit = next(i for i, (stream, _, _) in work.items() if stream is error.stream)
                 del work[culprit]
@@ -164,7 +200,7 @@ class SpeechStage:
                 problem = EngineError(f"the speech step failed: {error}")
                 failed += [Spoken(self._voices[i].live, problem) for i in work]
                 work.clear()
-        return []
+        return None
 
     def _spoken(self, voice: _Voice, piece: np.ndarray) -> Spoken:
         if len(piece):

@@ -8,7 +8,9 @@ from antiphon.deltas import AudioDelta, TextDelta
 from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
 from antiphon.execution.graphs import TapeGraphs
+from antiphon.execution.side_stream import Arrivals
 from antiphon.request import GenerationRequest, sampling_params
+from antiphon.speech import SpeechOptions
 
 
 def request(words, output_type, seed, limit):
@@ -16,7 +18,8 @@ def request(words, output_type, seed, limit):
         text_temperature=0.8, audio_temperature=0.8, audio_top_k=10, max_new_tokens=limit, seed=seed
     )
     message = {"role": "user", "message_type": "text", "content": words}
-    return GenerationRequest([message], output_type, sampling)
+    speech = SpeechOptions(first_chunk=4, chunk=4, look_ahead=2, ode_steps=3)
+    return GenerationRequest([message], output_type, sampling, speech=speech)
 
 
 REQUESTS = [
@@ -48,3 +51,19 @@ def test_graphs_change_no_answer(tiny_runtime):
     for got, want in zip(graph_sound, sound):
         np.testing.assert_allclose(got, want, atol=2e-5)
     assert engine.runner.graphs._built, "decode steps were captured"
+
+
+def test_sound_that_takes_many_steps_changes_no_answer(tiny_runtime, monkeypatch):
+    _, words, sound = answers(tiny_runtime, None)
+    polls = []
+
+    def ready(arrivals) -> bool:
+        polls.append(arrivals)
+        return polls.count(arrivals) > 3
+
+    monkeypatch.setattr(Arrivals, "ready", property(ready))
+    _, late_words, late_sound = answers(tiny_runtime, None)
+    assert late_words == words
+    for got, want in zip(late_sound, sound):
+        np.testing.assert_array_equal(got, want)
+    assert any(polls.count(a) > 3 for a in polls), "the language model went on while sound was made"

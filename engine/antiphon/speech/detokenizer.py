@@ -10,6 +10,7 @@ import torch
 from ..config import HOP_OUT
 from ..errors import ConfigError, EngineError, InputError
 from ..execution.graphs import Graphs
+from ..execution.side_stream import Arrivals, SideStream
 from ..models.bigvgan import BigVgan
 from ..models.flow_dit import FlowDit
 from .flow_solver import FlowJob, integrate_eagerly, solve
@@ -46,6 +47,7 @@ class StreamingDetokenizer:
         self.pool = WindowPool(dit.config, max_streams, dit.dtype, dit.device)
         self._integrate = integrate_eagerly if graphs is None else FlowGraphs(dit, self.pool.window, graphs).integrate
         self.field = ReceptiveField.of(vocoder.config)
+        self._side = SideStream(dit.device)
 
     def open(
         self,
@@ -70,9 +72,16 @@ class StreamingDetokenizer:
         stitcher = open_stitcher(options, self.field, config.num_mels, self.dit.device)
         return SpeechStream(options, config, self.pool.acquire(), source, stitcher, self.pool.release, record)
 
-    @torch.no_grad()
     def run(self, work: Sequence[SpeechWork]) -> list[np.ndarray]:
         """Solve and vocode one chunk of each stream; returns the samples that are ready, float32 (possibly none) each.
+
+        Errors as :meth:`start` says.
+        """
+        return self.start(work).arrays()
+
+    @torch.no_grad()
+    def start(self, work: Sequence[SpeechWork]) -> Arrivals:
+        """As :meth:`run`, without waiting for the samples: on a GPU they are made beside the language model.
 
         Streams that got their last chunk are closed. InputError (noise that does not fit) comes before anything is
         changed: the work can be given again without the stream at fault, which ``error.stream`` names.
@@ -81,6 +90,10 @@ class StreamingDetokenizer:
         if len({id(stream) for stream in streams}) != len(streams) or any(stream.closed for stream in streams):
             raise EngineError("each stream may come once per call, and not after it was closed")
         jobs = [_plan(*item) for item in work]
+        with self._side.work():
+            return self._start(work, streams, jobs)
+
+    def _start(self, work: Sequence[SpeechWork], streams: list[SpeechStream], jobs: list[FlowJob]) -> Arrivals:
         states = self._solve(streams, jobs)
         windows = []
         for (stream, _, final), job, state in zip(work, jobs, states, strict=True):
@@ -88,12 +101,12 @@ class StreamingDetokenizer:
             windows.append(stream.stitcher.window(mel[: job.num_kept], mel[job.num_kept :], final))
             stream.advance(job, mel[: job.num_kept])
         sounds = self.vocoder.run(windows)
-        pieces = [stream.stitcher.emit(sound).cpu().numpy() for stream, sound in zip(streams, sounds, strict=True)]
+        pieces = [stream.stitcher.emit(sound) for stream, sound in zip(streams, sounds, strict=True)]
         for (stream, _, final), piece in zip(work, pieces, strict=True):
             stream.samples_out += len(piece)
             if final:
                 stream.close()
-        return pieces
+        return Arrivals(pieces)
 
     def detokenize(self, tokens: Iterable[int], options: SpeechOptions | None = None, **how) -> np.ndarray:
         """All of an utterance at once, float32 [1920 * tokens]; ``how`` as for :meth:`open`."""
