@@ -20,6 +20,7 @@ from antiphon_kernels import Stop
 from .conversation import Conversation
 from .deltas import Delta
 from .engine_config import EngineConfig, kv_sizes, resolve
+from .engine_memory import captured_rows, check_fits, engine_memory
 from .errors import AntiphonError, EngineError, OverloadedError
 from .execution.audio_encoder import EncodedAudio
 from .execution.graphs import Graphs, graphs_for
@@ -78,8 +79,13 @@ class Engine:
         self.config = resolve(config or EngineConfig(), runtime.config.llm, runtime.dtype)
         self.clock = clock
         llm, sizes = runtime.config.llm, kv_sizes(self.config)
+        self.memory = engine_memory(runtime, self.config)
+        logger.info("memory plan\n%s", "\n".join(self.memory.lines()))
+        check_fits(self.memory, runtime)
         graphs = graphs_for(runtime.device) if graphs is None else graphs
         self.runner = LlmRunner.build(runtime.llm, sizes, self.config.max_sequences, runtime.dtype, graphs)
+        if runtime.device.type == "cuda" and self.runner.graphs is not None:
+            self.runner.graphs.prepare(captured_rows(self.config), self.runner.graphs.widths[:1])
         self._cost = LinearCostModel()
         self.scheduler = Scheduler(
             SchedulerConfig(

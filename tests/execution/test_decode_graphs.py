@@ -45,7 +45,7 @@ def test_every_kind_and_size_is_captured_without_touching_a_request(model):
     state = {k: v.clone() for k, v in vars(world.state).items() if isinstance(v, torch.Tensor)}
     pages = world.kv.trunk.clone()
     graphs = DecodeGraphs(model, world.kv, world.state, TapeGraphs(), CONFIG.audio_delay)
-    graphs.prepare([1, 4])
+    graphs.prepare([1, 4], graphs.widths)
     assert len(graphs._built) == 2 * len(Kind) * len(graphs.widths)
     for name, before in state.items():
         assert torch.equal(getattr(world.state, name)[:SLOTS], before[:SLOTS]), name

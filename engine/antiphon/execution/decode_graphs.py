@@ -101,12 +101,12 @@ class DecodeGraphs:
         graph.captured.replay()
         return graph.results[:, :, : batch.num_sequences]
 
-    def prepare(self, rows: Sequence[int], kinds: Sequence[Kind] = tuple(Kind), steps: int = 1) -> None:
-        """Capture the graphs of these sizes, widest first, so that their memory pool is as large as it gets at once."""
+    def prepare(self, rows: Sequence[int], widths: Sequence[int], kinds: Sequence[Kind] = tuple(Kind)) -> None:
+        """Capture graphs of these shapes, largest first, so that their memory pool is as large as it gets at once."""
         for size in sorted(rows, reverse=True):
-            for width in reversed(self.widths):
+            for width in sorted(widths, reverse=True):
                 for kind in kinds:
-                    self.graph(Bucket(size, kind, width, steps))
+                    self.graph(Bucket(size, kind, width))
 
     def graph(self, bucket: Bucket) -> DecodeGraph:
         """The graph of a bucket, captured now if it is not there."""

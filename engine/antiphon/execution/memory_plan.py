@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,10 +47,11 @@ def memory_plan(
     dtype: torch.dtype = torch.bfloat16,
     num_graphs: int = 0,
     speech_batch: int = 16,
+    num_voices: int | None = None,
 ) -> MemoryPlan:
     """The plan of an engine with ``num_slots`` requests at once and ``token_budget`` rows per step.
 
-    ``weights``: bytes by part, as loaded. Workspaces are upper bounds from the shapes; CUDA graphs share one pool as large as
+    ``weights``: bytes by part, as loaded; ``num_voices``: streams with a flow window, by default one a request. Workspaces are upper bounds from the shapes; CUDA graphs share one pool as large as
     the largest step. Encoders, language model and speech may run at the same time, so their workspaces add up.
     """
     trunk, upper = page_bytes(config.llm, dtype)
@@ -60,7 +62,7 @@ def memory_plan(
     workspace = {"language model": llm_workspace(config.llm, token_budget, num_slots, dtype)}
     workspace["encoders"] = 6 * 4 * config.whisper.max_positions * config.whisper.ffn_dim
     if config.flow is not None and config.vocoder is not None:
-        caches["flow windows"] = num_slots * flow_window_bytes(config.flow, dtype)
+        caches["flow windows"] = (num_voices or num_slots) * flow_window_bytes(config.flow, dtype)
         workspace["flow"] = flow_workspace(config.flow, speech_batch * 168, dtype)
         workspace["vocoder"] = vocoder_workspace(config.vocoder, speech_batch * 256, dtype)
     if num_graphs:
@@ -93,3 +95,8 @@ def vocoder_workspace(config: VocoderConfig, frames: int, dtype: torch.dtype) ->
         samples *= rate
         widest = max(widest, samples * (config.upsample_initial_channel >> (stage + 1)))
     return 6 * frames * widest * dtype.itemsize
+
+
+def parameter_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Bytes of a part whose official tensors have these shapes."""
+    return sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize

@@ -1,0 +1,34 @@
+"""The memory plan: what it says of caches is what is allocated, and its workspaces are bounds."""
+
+from __future__ import annotations
+
+import torch
+
+from antiphon.checkpoint.presets import kimi_audio_7b
+from antiphon.engine import Engine
+from antiphon.engine_config import EngineConfig, kv_sizes
+from antiphon.execution.kv_cache import sizes_for
+from antiphon.execution.memory_plan import llm_workspace, memory_plan
+
+
+def test_the_engine_plans_what_it_allocates(tiny_runtime):
+    engine = Engine(tiny_runtime, EngineConfig(max_sequences=3))
+    plan, kv = engine.memory, engine.runner.kv
+    assert plan.caches["key/value pages"] == kv.trunk.nbytes + kv.upper.nbytes
+    assert plan.weights["llm"] == sum(t.nbytes for t in tiny_runtime.llm.weights.values())
+    state = [t for t in vars(engine.runner.state).values() if isinstance(t, torch.Tensor)]
+    assert 0 < sum(t.nbytes for t in state) <= plan.caches["histories and sampling state"]
+    assert kv_sizes(engine.config).trunk == kv.trunk.shape[2]
+    assert "CUDA graphs" not in plan.workspace
+    assert any(line.startswith("total") for line in plan.lines())
+
+
+def test_the_whole_7b_model_for_64_speakers():
+    config = kimi_audio_7b()
+    plan = memory_plan(config, {"llm": 18 << 30}, sizes_for(config.llm, 64 * 1500), 64, 512, num_graphs=40)
+    windows = plan.caches["flow windows"]
+    assert windows == 64 * 2 * 16 * 900 * 2304 * 2
+    assert plan.fits(80 << 30) and not plan.fits(24 << 30)
+    assert llm_workspace(config.llm, 64, 64, torch.bfloat16) > 45_449_344, (
+        "the peak that a rehearsal of 64 rows recorded"
+    )
