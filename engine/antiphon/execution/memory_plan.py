@@ -51,8 +51,9 @@ def memory_plan(
 ) -> MemoryPlan:
     """The plan of an engine with ``num_slots`` requests at once and ``token_budget`` rows per step.
 
-    ``weights``: bytes by part, as loaded; ``num_voices``: streams with a flow window, by default one a request. Workspaces are upper bounds from the shapes; CUDA graphs share one pool as large as
-    the largest step. Encoders, language model and speech may run at the same time, so their workspaces add up.
+    ``weights``: bytes by part, as loaded; ``num_voices``: streams with a flow window, by default one a request. Workspaces
+    are upper bounds from the shapes; CUDA graphs share one pool as large as the largest step. Encoders, language model and
+    speech may run at the same time, so their workspaces add up.
     """
     trunk, upper = page_bytes(config.llm, dtype)
     caches = {

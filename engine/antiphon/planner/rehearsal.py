@@ -194,11 +194,10 @@ def step_batch(sequences: Sequence[Sequence_], features: torch.Tensor | None = N
 
 
 def lengths_of(sequences: Sequence[Sequence_]) -> Lengths:
-    """Rows and contexts of the trunk's sequences and of the branches' (text, then audio)."""
-    branches = [s for s in sequences if s.text] + [s for s in sequences if s.audio]
-    return Lengths(
-        {len(group): ([s.rows for s in group], [s.start + s.rows for s in group]) for group in (sequences, branches)}
-    )
+    """Rows and contexts of the trunk's sequences, of the branches' (text, then audio) and of each branch's own."""
+    text, audio = [s for s in sequences if s.text], [s for s in sequences if s.audio]
+    groups = (text, audio, text + audio, sequences)
+    return Lengths({len(g): ([s.rows for s in g], [s.start + s.rows for s in g]) for g in groups})
 
 
 def _rehearse_speech(recorder: Recorder, model: FakeModel, workload: Workload) -> None:
