@@ -99,7 +99,7 @@ def linear_int4_kernel(
     w_tile = weight + kept[:, None] * (inputs // 2) + steps[None, :]
     s_tile = scale + branch * (inputs // GROUP) * outputs + column
     acc = tl.zeros((M, N), tl.float32)
-    for group in range(0, inputs // GROUP):
+    for group in range(inputs // GROUP):
         low_x = tl.load(x_tile + group * GROUP, held, 0.0)
         high_x = tl.load(x_tile + group * GROUP + half, held, 0.0)
         packed = tl.load(w_tile + group * half)

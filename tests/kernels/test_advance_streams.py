@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from antiphon_kernels import Stop, advance_streams
 
 BLANK, EOS, MSG_END, MEDIA_END, DELAY = 23, 24, 2, 20, 2

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from antiphon_kernels import sample_tokens
 from antiphon_kernels.philox import gumbel, philox
 from antiphon_kernels.sample_tokens import penalise, top_k_ids

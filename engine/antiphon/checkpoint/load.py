@@ -78,4 +78,4 @@ def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
 
 
 def _packer(part: source.Source, dtype: torch.dtype, device: Device) -> Packer:
-    return Packer(part.shapes, part.read, dtype, torch.device(device))
+    return Packer(part.shapes, part.read, dtype, torch.device(device), part.where)

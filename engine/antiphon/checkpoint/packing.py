@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -23,13 +24,14 @@ BETA_EPS = 1e-9
 class Packer:
     """Allocates packed tensors in ``dtype`` on ``device`` and fills them with what ``read`` yields.
 
-    On the meta device nothing is read: only shapes and dtypes come out.
+    On the meta device nothing is read: only shapes and dtypes come out. ``where`` names the file in errors.
     """
 
     shapes: Shapes
     read: Callable[[str], torch.Tensor]
     dtype: torch.dtype
     device: torch.device
+    where: Path = Path()
 
     def join(self, *keys: str | None) -> torch.Tensor:
         """The tensors ``keys`` one below the other; None stands for zeros of the first one's shape."""
@@ -152,7 +154,9 @@ def _fold(packer: Packer, name: str) -> torch.Tensor:
     g = packer.source(f"{name}.weight_g").to(packer.device, torch.float32)
     norm = torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True)
     if not bool(norm.all()):
-        raise CheckpointError(f"{name}.weight_v has a row of zeros, so its weight norm is undefined")
+        raise CheckpointError(
+            f"{packer.where}: {name}.weight_v has a row of zeros, so its weight norm is undefined; download the file again"
+        )
     return v * (g / norm)
 
 
