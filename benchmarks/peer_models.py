@@ -164,12 +164,12 @@ class Transformers:
 class Worker:
     """A peer in a virtual environment of its own: a process that is asked one line at a time.
 
-    ``python`` runs ``peer_workers/NAME.py FOLDER``; every answer is one JSON line.
+    ``python`` runs ``peer_workers/NAME_worker.py FOLDER``; every answer is one JSON line.
     """
 
     def __init__(self, name: str, python: Path, folder: Path):
         self.name = name
-        command = [str(python), str(WORKERS / f"{name}.py"), str(folder)]
+        command = [str(python), str(WORKERS / f"{name}_worker.py"), str(folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.version = self._ask()["version"]
 

