@@ -9,6 +9,7 @@ official layout, written once into ``--work``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -76,7 +77,7 @@ class Watch:
 
     def gaps(self) -> list[float]:
         """Seconds between neighbouring chunks."""
-        return [b - a for chunks in self.audio.values() for (a, _), (b, _) in zip(chunks, chunks[1:], strict=False)]
+        return [b - a for chunks in self.audio.values() for (a, _), (b, _) in itertools.pairwise(chunks)]
 
     def viability(self) -> float | None:
         """Share of chunks that came before the sound before them had been played."""
@@ -169,7 +170,7 @@ def batched_voice(runtime: Runtime, name: str, streams: int = 8, repeats: int = 
         for batched, times in ((True, together), (False, alone)):
             opened = [voice.open(SPEECH, seed=i) for i in range(streams)]
             for i, stream in enumerate(opened):
-                stream.push(np.random.default_rng(i).integers(0, runtime.config.flow.semantic_vocab_size, 16))
+                stream.push(np.random.default_rng(i).integers(0, runtime.config.flow.semantic_vocab_size, SPEECH.first_chunk + 1))
             work = [(stream, *stream.pop()) for stream in opened]
             start = time.perf_counter()
             for group in [work] if batched else [[item] for item in work]:
@@ -184,6 +185,7 @@ def batched_voice(runtime: Runtime, name: str, streams: int = 8, repeats: int = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["tiny", "demo", "0.5b"])
+    parser.add_argument("--outputs", nargs="+", default=["text", "both"], help="output types of the throughput runs")
     parser.add_argument("--limit", type=int, default=64, help="steps per request")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="where synthetic models are kept")
     add_json_option(parser)
@@ -191,7 +193,7 @@ def main() -> None:
     rows, long_rows, turn_rows, voice_rows = [], [], [], []
     for name in arguments.models:
         runtime = load_runtime(locate(name, arguments.work))
-        for output_type in ("text", "both"):
+        for output_type in arguments.outputs:
             rows += throughput(runtime, name, output_type, arguments.limit)
             print(table(rows[-len(CONCURRENCY) :], list(rows[0])), flush=True)
         long_rows.append(beside_long_audio(runtime, name, arguments.limit))
