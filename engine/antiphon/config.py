@@ -16,6 +16,7 @@ import yaml
 from .errors import CheckpointError, ConfigError
 
 NUM_SPECIAL_TOKENS = 421
+OUTPUT_TYPES = ("text", "both")
 SAMPLE_RATE_IN = 16_000
 SAMPLE_RATE_OUT = 24_000
 SAMPLES_PER_TOKEN_IN = 1280

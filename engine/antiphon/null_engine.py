@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .config import SAMPLE_RATE_OUT
+from .config import OUTPUT_TYPES, SAMPLE_RATE_OUT
 from .deltas import AudioDelta, FinishDelta, TextDelta, Timings, Usage
 from .engine import Output
 from .engine_messages import EngineInfo, Statistics, Submit
 from .errors import InputError, OverloadedError
 from .prompt import load_recordings, parse_messages
-from .request import OUTPUT_TYPES, GenerationRequest
+from .request import GenerationRequest
 
 CHUNK = np.sin(2 * np.pi * 220 / SAMPLE_RATE_OUT * np.arange(4800)).astype(np.float32) * 0.2
 

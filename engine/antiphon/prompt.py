@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from .audio import AudioInput, load_audio, num_tokens
-from .config import LlmConfig
+from .config import OUTPUT_TYPES, LlmConfig
 from .errors import AudioError, InputError, PromptTooLongError
 from .execution.audio_encoder import AudioEncoder, EncodedAudio
 from .text import TextTokenizer
 
 ROLES = ("user", "assistant")
 MESSAGE_TYPES = ("text", "audio", "audio-text")
-OUTPUT_TYPES = ("text", "both")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import LlmConfig
+from .config import OUTPUT_TYPES, LlmConfig
 from .errors import InputError, PromptTooLongError
 from .speech import SpeechOptions
 
 if TYPE_CHECKING:
     from .conversation import Conversation
 
-OUTPUT_TYPES = ("text", "both")
 MAX_POSITIONS_BOTH = 1500
 MAX_POSITIONS_TEXT = 7500
 
