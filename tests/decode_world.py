@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from antiphon.checkpoint.presets import nano
+from antiphon.config import LlmConfig
 from antiphon.execution.decode_state import DecodeState
 from antiphon.execution.kv_cache import KVSizes, allocate
 from antiphon.execution.llm_runner import LlmRunner
@@ -19,24 +20,29 @@ SLOTS, PAGES = 6, 4
 CPU = torch.device("cpu")
 
 
-def random_model() -> DualQwen:
-    """A small model with branches of unequal depth."""
+def random_model(config: LlmConfig = CONFIG) -> DualQwen:
+    """A small model with branches of unequal depth; ``config`` may differ from CONFIG in what no weight depends on."""
     generator = torch.Generator().manual_seed(1)
     shapes = packed_shapes(nano(), dtype=torch.float32)["llm"]
-    return DualQwen(CONFIG, {name: torch.randn(t.shape, generator=generator) * 0.15 for name, t in shapes.items()})
+    return DualQwen(config, {name: torch.randn(t.shape, generator=generator) * 0.15 for name, t in shapes.items()})
 
 
 class World:
-    """One copy of pages and state, and the host's view of its requests: every slot owns the pages of its number."""
+    """One copy of pages and state, and the host's view of its requests: every slot owns the pages of its number.
+
+    There are SLOTS slots, or two more than requests where those are many: some are nobody's.
+    """
 
     def __init__(self, model, requests, limit=40):
-        pages = SLOTS * PAGES
+        self.num_slots = SLOTS if len(requests) <= SLOTS else len(requests) + 2
+        self.pages = pages = self.num_slots * PAGES
         self.requests = requests  # (speaks, text_ended, prompt)
         self.kv = allocate(CONFIG, KVSizes(pages + 1, pages, pages + 1), torch.float32, CPU)
-        self.state = DecodeState(CONFIG, SLOTS + 1, CPU)
+        self.state = DecodeState(model.config, self.num_slots + 1, CPU)
         self.runner = LlmRunner(model, self.kv, self.state)
-        self.own = np.arange(pages, dtype=np.int32).reshape(SLOTS, PAGES)
-        self.slots = np.array([5, 1, 3, 0, 4, 2][: len(requests)])
+        self.own = np.arange(pages, dtype=np.int32).reshape(self.num_slots, PAGES)
+        order = [5, 1, 3, 0, 4, 2] if self.num_slots == SLOTS else np.random.default_rng(0).permutation(self.num_slots)
+        self.slots = np.array(order[: len(requests)])
         self.steps = 0
         sampling = SamplingParams(text=StreamSampling(0.8, 5, 1.2, 2), audio=StreamSampling(1.1, 7, 1.1, 3))
         for slot, (speaks, *_) in zip(self.slots, requests):
@@ -50,7 +56,7 @@ class World:
             slots=self.slots, starts=np.array(starts), lengths=np.array(lengths), samples=np.ones(len(ids[0]) and len(starts), bool),
             steps=np.full(len(starts), self.steps), run_text=~(speaks & ended), run_audio=speaks,
             audio_ids=np.asarray(ids[0], np.int64), text_ids=np.asarray(ids[1], np.int64), feature_rows=None, features=None,
-            tables=(self.own, self.own, self.own + SLOTS * PAGES),
+            tables=(self.own, self.own, self.own + self.pages),
         )  # fmt: skip
 
     def prefill(self) -> None:
