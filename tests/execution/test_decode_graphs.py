@@ -64,12 +64,15 @@ def test_a_request_that_stops_inside_a_replay_is_idle_from_there(model):
     assert (world.kv.trunk[:, :, world.own[5, 0], 5:] == 0).all(), "nothing is written behind the last position"
 
 
-def test_steps_within_pages(model):
-    world = World(model, [(False, False, 14)])
-    graphs = DecodeGraphs(model, world.kv, world.state, TapeGraphs(), CONFIG.audio_delay)
-    assert graphs.steps_within_pages(world.decode_batch()) == 2
-    world.steps = 3
-    assert graphs.steps_within_pages(world.decode_batch()) == 16
+def test_a_runner_starts_several_steps_at_once_if_they_are_decodes(model):
+    eager, launched = (World(model, MIXES["all kinds"]) for _ in range(2))
+    launched.runner.graphs = DecodeGraphs(model, launched.kv, launched.state, TapeGraphs(), CONFIG.audio_delay)
+    outputs = launched.runner.start(launched.decode_batch(), 3).outputs()
+    got = [[o.text, o.audio, o.text_ended, o.stop] for o in outputs]
+    np.testing.assert_array_equal(np.array(got), np.stack([eager.eager() for _ in range(3)]))
+    assert launched.runner.max_launch >= 64 and eager.runner.max_launch == 0
+    with pytest.raises(EngineError, match="several steps"):
+        eager.runner.start(eager.decode_batch(), 2)
 
 
 def test_prefills_and_mixed_steps_do_not_fit(model):

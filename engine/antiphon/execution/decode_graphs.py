@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import product
 
 import numpy as np
 import torch
@@ -78,10 +79,6 @@ class DecodeGraphs:
             and bool(batch.samples.all() and (batch.steps > 0).all() and (batch.run_text | batch.run_audio).all())
         )
 
-    def steps_within_pages(self, batch: StepBatch) -> int:
-        """Steps for which every request stays in the page that its next position lies in, and so needs no new one."""
-        return PAGE_SIZE - int((batch.starts % PAGE_SIZE).max())
-
     def bucket(self, batch: StepBatch, steps: int = 1) -> Bucket:
         """The smallest graph that runs all that the batch needs."""
         rows = next(size for size in ROWS if size >= batch.num_sequences)
@@ -101,12 +98,11 @@ class DecodeGraphs:
         graph.captured.replay()
         return graph.results[:, :, : batch.num_sequences]
 
-    def prepare(self, rows: Sequence[int], widths: Sequence[int], kinds: Sequence[Kind] = tuple(Kind)) -> None:
+    def prepare(self, rows: Sequence[int], widths: Sequence[int], steps: Sequence[int] = (1,)) -> None:
         """Capture graphs of these shapes, largest first, so that their memory pool is as large as it gets at once."""
-        for size in sorted(rows, reverse=True):
-            for width in sorted(widths, reverse=True):
-                for kind in kinds:
-                    self.graph(Bucket(size, kind, width))
+        for shape in product(*(sorted(set(sizes), reverse=True) for sizes in (rows, widths, steps))):
+            for kind in Kind:
+                self.graph(Bucket(shape[0], kind, *shape[1:]))
 
     def graph(self, bucket: Bucket) -> DecodeGraph:
         """The graph of a bucket, captured now if it is not there."""

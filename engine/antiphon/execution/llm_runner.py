@@ -18,9 +18,10 @@ from antiphon_kernels import advance_streams, sample_tokens
 from antiphon_kernels.native import bind_decode_step
 
 from ..config import LlmConfig
+from ..errors import EngineError
 from ..models.dual_qwen import DualQwen, KVPages, StepLayout
 from ..upload import upload
-from .decode_graphs import DecodeGraphs
+from .decode_graphs import ROWS, DecodeGraphs
 from .decode_state import DecodeState
 from .flashinfer_attention import choose
 from .graphs import Graphs
@@ -47,9 +48,9 @@ class StepOutput:
 
 
 class PendingStep:
-    """A step that has been handed to the device. On a GPU its tokens travel to pinned memory behind it.
+    """A step, or several from one launch, handed to the device. On a GPU the tokens travel to pinned memory behind it.
 
-    ``drawn``: int64 [4, R] (text, audio, text_ended, stop), or None if no sequence draws.
+    ``drawn``: int64 [steps, 4, R] (text, audio, text_ended, stop), or None if no sequence draws.
     """
 
     def __init__(self, drawn: Tensor | None, text_logits: Tensor | None = None, audio_logits: Tensor | None = None):
@@ -62,13 +63,23 @@ class PendingStep:
             self._arrived.record()
 
     def output(self) -> StepOutput:
-        """Wait for the tokens; the only place of a step where the host does."""
+        """Wait for the tokens of the only step."""
+        (output,) = self.outputs()
+        return output
+
+    def outputs(self) -> list[StepOutput]:
+        """Wait for the tokens of every step, the only place where the host does.
+
+        Behind the step in which a sequence stopped, its entries mean nothing.
+        """
         if self._drawn is None:
-            return StepOutput([], [], [], [], *self._logits)
+            return [StepOutput([], [], [], [], *self._logits)]
         if self._arrived is not None:
             self._arrived.synchronize()
-        text, audio, ended, stop = self._drawn.tolist()
-        return StepOutput(text, audio, [bool(flag) for flag in ended], stop, *self._logits)
+        return [
+            StepOutput(text, audio, [bool(flag) for flag in ended], stop, *self._logits)
+            for text, audio, ended, stop in self._drawn.tolist()
+        ]
 
 
 @dataclass
@@ -150,21 +161,33 @@ class LlmRunner:
         """Run one step. Sequences that sample draw one pair each; the others only fill their cache."""
         return self.start(batch, keep_logits=keep_logits, observe=observe).output()
 
+    @property
+    def max_launch(self) -> int:
+        """Sequences whose decode steps can follow each other in one launch; 0 without graphs."""
+        return 0 if self.graphs is None else ROWS[-1]
+
     def start(
         self,
         batch: StepBatch,
+        steps: int = 1,
         *,
         keep_logits: bool = False,
         observe: Callable[[str, Tensor], None] | None = None,
     ) -> PendingStep:
-        """Everything of :meth:`run` but waiting for the tokens: on a GPU the host goes on at once."""
+        """Everything of :meth:`run` but waiting for the tokens: on a GPU the host goes on at once.
+
+        ``steps`` > 1: so many decode steps of at most :attr:`max_launch` sequences, whose pages for all of them are there.
+        """
         if self.graphs is not None and not keep_logits and observe is None and self.graphs.fits(batch):
-            self.counters.steps += 1
-            return PendingStep(self.graphs.run(batch)[0].clone())
+            self.counters.steps += steps
+            return PendingStep(self.graphs.run(batch, steps).clone())
+        if steps > 1:
+            raise EngineError("several steps in one launch: only decodes, all drawing, that graphs take")
         layout, use = build_layout(batch, self.delay, self.device, self.attention)
         text_logits, audio_logits = self._logits(batch, layout, observe)
         self.counters.add(layout)
         drawn = self._draw(use, text_logits, audio_logits) if len(use.slots) else None
+        drawn = None if drawn is None else drawn[None]
         return PendingStep(drawn, *((text_logits, audio_logits) if keep_logits else (None, None)))
 
     def _logits(
