@@ -45,12 +45,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class Target:
-    """What to load. hangup: share of the clients that leave in the middle."""
+    """What to load. hangup: share of the clients that leave in the middle. turns: questions of one realtime session, as long
+    as they begin before ``end`` (monotonic seconds).
+    """
 
     url: str
     model: str
     key: str = ""
     hangup: float = 0.0
+    turns: int = 1
+    end: float = float("inf")
+
+    def goes_on(self, done: list[Measured]) -> bool:
+        """Whether a session that has had these turns has another."""
+        ended = any(one.left or one.error for one in done) or (done and time.monotonic() > self.end)
+        return len(done) < self.turns and not ended
 
     def leaves(self) -> float | None:
         """When this client leaves, in seconds; None: it stays."""
@@ -63,13 +72,13 @@ def recordings() -> list[bytes]:
     return [(QUESTIONS / row["wav"]).read_bytes() for row in rows if row["task"] == "chat"]
 
 
-async def text(target: Target, sounds: list[bytes]) -> Measured:
+async def text(target: Target, sounds: list[bytes]) -> list[Measured]:
     """A typed question, a streamed text."""
     body = {"model": target.model, "stream": True, "messages": [{"role": "user", "content": "what is two plus five"}]}
-    return await _chat(target, "text", body)
+    return [await _chat(target, "text", body)]
 
 
-async def chat(target: Target, sounds: list[bytes]) -> Measured:
+async def chat(target: Target, sounds: list[bytes]) -> list[Measured]:
     """A spoken question, a streamed spoken answer."""
     data = base64.b64encode(random.choice(sounds)).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
@@ -80,14 +89,16 @@ async def chat(target: Target, sounds: list[bytes]) -> Measured:
         "audio": {"voice": "default", "format": "pcm16"},
         "messages": [{"role": "user", "content": [part]}],
     }
-    return await _chat(target, "chat", body)
+    return [await _chat(target, "chat", body)]
 
 
 async def _chat(target: Target, scenario: str, body: dict) -> Measured:
     measured, leave = Measured(scenario, time.monotonic()), target.leaves()
     rest = b""
     try:
-        async for piece in post(target.url + "/v1/chat/completions", json.dumps(body).encode(), "application/json", target.key):
+        async for piece in post(
+            target.url + "/v1/chat/completions", json.dumps(body).encode(), "application/json", target.key
+        ):
             *events, rest = (rest + piece).split(b"\n\n")
             for event in events:
                 _chat_event(measured, event)
@@ -115,11 +126,13 @@ def _chat_event(measured: Measured, event: bytes) -> None:
         measured.sound(len(audio["data"]) * 3 // 4)
 
 
-async def asr(target: Target, sounds: list[bytes]) -> Measured:
+async def asr(target: Target, sounds: list[bytes]) -> list[Measured]:
     """A recording, its transcript."""
     measured, boundary = Measured("asr", time.monotonic()), "antiphon-load"
     fields = {"model": target.model, "stream": "true"}
-    head = "".join(f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items())
+    head = "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()
+    )
     head += f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
     body = head.encode() + random.choice(sounds) + f"\r\n--{boundary}--\r\n".encode()
     try:
@@ -132,27 +145,36 @@ async def asr(target: Target, sounds: list[bytes]) -> Measured:
     except HttpFailure as error:
         measured.error = str(error.status)
     measured.end = time.monotonic() - measured.start
-    return measured
+    return [measured]
 
 
-async def realtime(target: Target, sounds: list[bytes]) -> Measured:
-    """A session of one question, spoken in real time; times count from the moment the server heard its end."""
+async def realtime(target: Target, sounds: list[bytes]) -> list[Measured]:
+    """A session of one question after the other, spoken in real time; times count from when the server heard their ends."""
     import websockets
 
-    measured, leave = Measured("realtime", time.monotonic()), target.leaves()
+    done: list[Measured] = []
     address = target.url.replace("http", "ws", 1) + f"/v1/realtime?model={target.model}"
     headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+    leave = target.leaves()
     try:
-        async with websockets.connect(address, additional_headers=headers, max_size=None) as socket:
-            speaking = asyncio.ensure_future(_speak(socket, random.choice(sounds)))
-            try:
-                await asyncio.wait_for(_listen(socket, measured, leave), 300)
-            finally:
-                speaking.cancel()
+        async with websockets.connect(address, additional_headers=headers, max_size=None, open_timeout=60) as socket:
+            while target.goes_on(done):
+                done.append(Measured("realtime", time.monotonic()))
+                await _turn(socket, done[-1], random.choice(sounds), leave)
     except (OSError, websockets.WebSocketException, TimeoutError, asyncio.TimeoutError) as error:
-        measured.error = type(error).__name__
-    measured.end = time.monotonic() - measured.start
-    return measured
+        done = done or [Measured("realtime", time.monotonic())]
+        done[-1].error = type(error).__name__
+    return done
+
+
+async def _turn(socket, measured: Measured, wav: bytes, leave: float | None) -> None:
+    speaking = asyncio.ensure_future(_speak(socket, wav))
+    try:
+        await asyncio.wait_for(_listen(socket, measured, leave), 300)
+    finally:
+        speaking.cancel()
+        await asyncio.gather(speaking, return_exceptions=True)
+        measured.end = time.monotonic() - measured.start
 
 
 async def _speak(socket, wav: bytes) -> None:
@@ -186,4 +208,11 @@ async def _listen(socket, measured: Measured, leave: float | None) -> None:
             return
 
 
-SCENARIOS = {"text": (text,), "chat": (chat,), "asr": (asr,), "realtime": (realtime,), "mixed": (chat, chat, asr, realtime)}
+CLIENTS = {"text": text, "chat": chat, "asr": asr, "realtime": realtime}
+SCENARIOS = {
+    "text": (text,),
+    "chat": (chat,),
+    "asr": (asr,),
+    "realtime": (realtime,),
+    "mixed": (chat, chat, asr, realtime),
+}

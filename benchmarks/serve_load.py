@@ -1,147 +1,134 @@
-"""Load on a running server: ``python -m benchmarks.serve_load --url http://127.0.0.1:8000 --scenario chat --concurrency 16``.
+"""Load on a server: ``python -m benchmarks.serve_load --url http://127.0.0.1:8000 --scenario chat --concurrency 16``.
 
 Closed loop with ``--concurrency`` clients, or Poisson arrivals with ``--rate``. Reports percentiles of TTFT and TTFA (from the end of
-the request, or of the user's speech), gaps between pieces of sound, viability (share of pieces in time), RTF and errors.
+the request, or of the user's speech), gaps between pieces of sound, viability (share of pieces in time), RTF, errors and memory.
+
+The whole acceptance test, with servers of its own (``--serve``); the second one's limit is what its clients fill, so that a flood
+can only be refused:
+
+    python -m benchmarks.serve_load --serve examples/demo_model --serve-options "--set max_sequences=24" \\
+        --clients chat=16,realtime=8 --turns 3 --phases steady,leave --seconds 180,30
+    python -m benchmarks.serve_load --serve examples/demo_model --serve-options "--set max_in_flight=6" \\
+        --clients chat=6 --phases flood --seconds 30
+
+Ends with 1 and says why if anything happened that must not: an error, growth of memory, something left behind.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
-import time
+import sys
 import urllib.request
 from pathlib import Path
 
-import numpy as np
-
 from .report import add_json_option, publish, table
-from .serve_clients import SCENARIOS, Measured, Target, recordings
+from .serve_clients import CLIENTS, SCENARIOS, Target
+from .serve_phases import PHASES, Client, Phase
+from .serve_process import serving
+from .serve_summary import COLUMNS, MEMORY_COLUMNS, plot
 
-COLUMNS = ("scenario", "requests", "per_second", "errors", "left", "ttft_p50", "ttft_p95", "ttfa_p50", "ttfa_p95")
-COLUMNS += ("gap_p95", "viability", "rtf_p50", "latency_p95")
 
-
-def main() -> None:
+def main() -> int:
     arguments = parse()
-    key = arguments.key
-    target = Target(arguments.url.rstrip("/"), arguments.model or served_model(arguments.url, key), key, arguments.hangup)
-    measured, seconds = asyncio.run(load(arguments, target))
-    rows = [summary(name, [m for m in measured if m.scenario == name], seconds) for name in sorted({m.scenario for m in measured})]
-    print(table(rows, COLUMNS))
+    own = (
+        serving(arguments.serve, arguments.serve_options.split())
+        if arguments.serve
+        else contextlib.nullcontext(arguments.url)
+    )
+    with own as url:
+        model = arguments.model or served_model(url, arguments.key)
+        target = Target(url.rstrip("/"), model, arguments.key, arguments.hangup, arguments.turns)
+        phases = asyncio.run(run(arguments, target))
+    rows = [row for phase in phases for row in phase.rows]
+    memory = [row for phase in phases for row in phase.memory]
+    failures = [failure for phase in phases for failure in phase.failures]
+    print(table([row for row in rows if "requests" in row], COLUMNS))
+    for row in rows:
+        if "requests" not in row:
+            print(
+                ", ".join(
+                    f"{name} {value:.3g}" if isinstance(value, float) else f"{value}" for name, value in row.items()
+                )
+            )
+    if memory:
+        print(table(memory, MEMORY_COLUMNS))
     if arguments.plot:
-        plot(measured, arguments.plot)
-    how = {"concurrency": arguments.concurrency, "rate": arguments.rate, "seconds": seconds, "model": target.model}
-    publish("serve_load", rows, arguments.json, **how)
+        plot([m for phase in phases for m in phase.measured], arguments.plot)
+    more = {"seconds": [phase.seconds for phase in phases], "model": model, "memory": memory, "failures": failures}
+    publish("serve_load", rows, arguments.json, **more)
+    print("\n".join(failures), file=sys.stderr)
+    return int(bool(failures) and arguments.strict)
+
+
+async def run(arguments: argparse.Namespace, target: Target) -> list[Phase]:
+    """All phases, one after the other."""
+    done = []
+    for name, seconds in zip(arguments.phases, arguments.seconds):
+        done.append(await PHASES[name](arguments.mix, target, seconds, arguments.rate))
+    return done
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--url", help="a server that runs")
+    where.add_argument("--serve", metavar="MODEL", help="start one over this folder (or `null`) for the test")
+    parser.add_argument("--serve-options", default="", help="more arguments of `antiphon serve`")
     parser.add_argument("--model", help="default: the one that is served")
     parser.add_argument("--key", default="", help="API key")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="chat")
     parser.add_argument("--concurrency", type=int, default=4, help="clients of the closed loop")
-    parser.add_argument("--rate", type=float, help="arrivals per second instead of a closed loop")
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--clients", metavar="KIND=N,...", help=f"clients by kind instead; kinds: {', '.join(CLIENTS)}")
+    parser.add_argument(
+        "--rate", type=float, help="arrivals per second instead of a closed loop; of a flood: how many more"
+    )
+    parser.add_argument(
+        "--phases", default="steady", help=f"of {', '.join(PHASES)}, with commas between (default: steady)"
+    )
+    parser.add_argument(
+        "--seconds", default="30", help="of each phase, with commas between, or one for all (default: 30)"
+    )
+    parser.add_argument("--turns", type=int, default=1, help="questions of one realtime session")
     parser.add_argument("--hangup", type=float, default=0.0, help="share of the clients that leave in the middle")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lenient", dest="strict", action="store_false", help="end with 0 whatever happened")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     add_json_option(parser)
     arguments = parser.parse_args()
     random.seed(arguments.seed)
+    try:
+        arguments.mix = mix(arguments)
+        arguments.phases = arguments.phases.split(",")
+        seconds = [float(one) for one in arguments.seconds.split(",")]
+        arguments.seconds = seconds * len(arguments.phases) if len(seconds) == 1 else seconds
+    except (ValueError, KeyError) as error:
+        parser.error(f"not understood: {error}")
+    if not set(arguments.phases) <= set(PHASES) or len(arguments.seconds) != len(arguments.phases):
+        parser.error(f"--phases are of {', '.join(PHASES)}, with one number of --seconds or as many")
     return arguments
+
+
+def mix(arguments: argparse.Namespace) -> list[Client]:
+    """The clients of the closed loop."""
+    if arguments.clients is None:
+        kinds = SCENARIOS[arguments.scenario]
+        return [kinds[number % len(kinds)] for number in range(arguments.concurrency)]
+    named = dict(one.split("=") for one in arguments.clients.split(","))
+    return [CLIENTS[name] for name, count in named.items() for _ in range(int(count))]
 
 
 def served_model(url: str, key: str) -> str:
     """The first model of ``/v1/models``."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with urllib.request.urlopen(urllib.request.Request(url.rstrip("/") + "/v1/models", headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url.rstrip("/") + "/v1/models", headers=headers), timeout=10
+    ) as answer:
         return json.load(answer)["data"][0]["id"]
 
 
-async def load(arguments: argparse.Namespace, target: Target) -> tuple[list[Measured], float]:
-    """All measurements, and how long it took."""
-    sounds, measured, start = recordings(), [], time.monotonic()
-    clients = SCENARIOS[arguments.scenario]
-
-    async def one(number: int) -> None:
-        measured.append(await clients[number % len(clients)](target, sounds))
-
-    if arguments.rate:
-        tasks = set()
-        while time.monotonic() - start < arguments.seconds:
-            tasks.add(asyncio.ensure_future(one(len(tasks))))
-            await asyncio.sleep(random.expovariate(arguments.rate))
-        await asyncio.gather(*tasks)
-    else:
-
-        async def worker(number: int) -> None:
-            while time.monotonic() - start < arguments.seconds:
-                await one(number)
-
-        await asyncio.gather(*(worker(number) for number in range(arguments.concurrency)))
-    return measured, time.monotonic() - start
-
-
-def summary(name: str, measured: list[Measured], seconds: float) -> dict:
-    """One row; times in seconds."""
-    good = [m for m in measured if m.error is None and not m.left]
-    chunks, late = (sum(getattr(m.clock, f"num_{what}") for m in good) for what in ("chunks", "late"))
-    ttfa = [m.clock.first - m.start for m in good if m.clock.first is not None]
-    errors: dict[str, int] = {}
-    for m in measured:
-        if m.error is not None:
-            errors[m.error] = errors.get(m.error, 0) + 1
-    return {
-        "scenario": name,
-        "requests": len(measured),
-        "per_second": len(measured) / seconds,
-        "errors": sum(errors.values()),
-        "error_kinds": errors,
-        "left": sum(m.left for m in measured),
-        **percentiles("ttft", [m.first_text for m in good if m.first_text is not None]),
-        **percentiles("ttfa", ttfa),
-        **percentiles("gap", [gap for m in good for gap in m.clock.gaps]),
-        "viability": 1 - late / chunks if chunks else None,
-        **percentiles("rtf", [m.end / m.clock.seconds for m in good if m.clock.seconds]),
-        **percentiles("latency", [m.end for m in good]),
-    }
-
-
-def percentiles(name: str, values: list[float]) -> dict[str, float | None]:
-    """p50, p95, p99."""
-    if not values:
-        return {f"{name}_p{p}": None for p in (50, 95, 99)}
-    return {f"{name}_p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)}
-
-
-def plot(measured: list[Measured], path: Path) -> None:
-    """Distributions of TTFT, TTFA and latency, one line per scenario."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    kinds = {
-        "first text": lambda m: m.first_text,
-        "first sound": lambda m: None if m.clock.first is None else m.clock.first - m.start,
-        "whole answer": lambda m: m.end,
-    }
-    figure, axes = plt.subplots(1, len(kinds), figsize=(11, 3.4), sharey=True, layout="constrained")
-    for axis, (title, value) in zip(axes, kinds.items()):
-        for name in sorted({m.scenario for m in measured}):
-            found = sorted(v for m in measured if m.scenario == name and m.error is None and (v := value(m)) is not None)
-            if found:
-                axis.step(found, np.arange(1, len(found) + 1) / len(found), label=name, where="post")
-        axis.set(title=title, xlabel="seconds")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("share of requests")
-    axes[0].legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -152,16 +152,20 @@ class AsyncEngine:
             OverloadedError: too many are under way. EngineDeadError: the engine is not there, or is being restarted.
             All else is raised by the stream.
         """
-        if self.state != "ready":
-            raise EngineDeadError(f"the engine is {self.state}{self._reason and ': '}{self._reason}; try again later")
-        if len(self._mailboxes) >= self.max_in_flight:
-            raise OverloadedError(f"{len(self._mailboxes)} requests are under way, the limit; try again later")
+        self.check_room()
         request_id = f"request-{next(self._ids)}" if request_id is None else request_id
         if request_id in self._mailboxes:
             raise ValueError(f"request id {request_id!r} is in use")
         mailbox = self._mailboxes[request_id] = Mailbox(self.max_buffered_bytes)
         self.backend.send(Submit(request_id, request, history, keep))
         return RequestStream(request_id, mailbox, self._abort, self._cancel)
+
+    def check_room(self) -> None:
+        """Raise what :meth:`generate` would raise now for want of an engine or of room: before costly preparation."""
+        if self.state != "ready":
+            raise EngineDeadError(f"the engine is {self.state}{self._reason and ': '}{self._reason}; try again later")
+        if len(self._mailboxes) >= self.max_in_flight:
+            raise OverloadedError(f"{len(self._mailboxes)} requests are under way, the limit; try again later")
 
     def _abort(self, request_id: str) -> None:
         if self._mailboxes.pop(request_id, None) is not None:

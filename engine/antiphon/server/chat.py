@@ -71,6 +71,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation in text, or in text and speech."""
     service: Service = request.app.state.service
     check(service, body)
+    service.check_room()
     given = await engine_input(service, body.messages)
     stream = service.generate(_generation(service, body, given.messages), history=given.history, keep=body.speaks)
     try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
@@ -92,10 +96,42 @@ class _EngineCollector:
             "prefix_cache_hits": ("Prompt positions found there, since start.", now.prefix_hits),
             "engine_up": ("1 when requests can run.", int(self.engine.state == "ready")),
             "engine_deaths": ("How often the engine died.", self.engine.num_deaths),
+            "requests_in_flight": ("Requests that the server holds.", self.engine.num_in_flight),
+            "tasks": ("Tasks on the server's event loop.", _num_tasks()),
         }
         for name, (text, value) in values.items():
             yield GaugeMetricFamily(f"antiphon:{name}", text, value=value)
+        pids = {"server": os.getpid(), "engine": getattr(self.engine.backend, "pid", None)}
+        memory = GaugeMetricFamily("antiphon:resident_memory_bytes", "Resident memory, where it is known.", labels=["process"])
+        for name, pid in pids.items():
+            if pid is not None and (size := resident_bytes(pid)) is not None:
+                memory.add_metric([name], size)
+        yield memory
+        yield from self._pages()
+
+    def _pages(self):
+        now = self.engine.statistics
+        states = GaugeMetricFamily("antiphon:kv_pages", "Pages by group and state.", labels=["group", "state"])
+        for group, pages in now.pages.items():
+            for state, count in pages.items():
+                states.add_metric([group, state], count)
+        yield states
         usage = GaugeMetricFamily("antiphon:kv_cache_usage_perc", "Share of the pages in use, 0 to 1.", labels=["group"])
         for group, pages in now.pages.items():
             usage.add_metric([group], pages["used"] / max(1, pages["total"]))
         yield usage
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Resident memory of a process; None where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _num_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0  # asked from outside of the event loop

@@ -77,10 +77,15 @@ class Service:
         if model != self.name:
             raise ApiError(404, f"the model {model!r} is not served here; use {self.name!r}", param="model", code="model_not_found")
 
-    def generate(self, request: GenerationRequest, **how: Any) -> RequestStream:
-        """As ``AsyncEngine.generate``, refused while the server drains."""
+    def check_room(self) -> None:
+        """Raise what :meth:`generate` would raise now: a request that will be refused must cost nothing more."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
+        self.engine.check_room()
+
+    def generate(self, request: GenerationRequest, **how: Any) -> RequestStream:
+        """As ``AsyncEngine.generate``, refused while the server drains."""
+        self.check_room()
         return self.engine.generate(request, **how)
 
     async def answer(self, stream: RequestStream) -> AsyncIterator[Delta]:

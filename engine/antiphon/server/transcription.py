@@ -56,6 +56,7 @@ async def transcriptions(
         raise bad_request("only 'auto' is supported", "chunking_strategy")
     if stream and response_format not in ("json", "text"):
         raise bad_request("a streamed transcription comes as json or text", "response_format")
+    service.check_room()
     budget = AudioBudget(service.config.max_transcription_seconds)
     samples = await service.in_thread(budget.decode, await file.read(), "", "file")
     job = Job(service, samples, prompt or INSTRUCTION, temperature)
