@@ -16,6 +16,7 @@ from ...errors import AntiphonError
 from ...request import GenerationRequest
 from ...request_stream import RequestStream
 from ..errors import ApiError, as_api_error, bad_request
+from . import item_events
 from .audio import OutputEncoder
 from .items import Item, ItemList
 from .schema import ResponseParam
@@ -76,7 +77,7 @@ class Response:
         await send("response.done", response=self.public())
 
     async def _generate(self) -> None:
-        messages, history = self._input()
+        messages, history = await self._input()
         if not messages:
             raise bad_request("there is nothing to answer; add an item first", "response", "conversation_empty")
         speaks = self.settings.speaks
@@ -108,12 +109,12 @@ class Response:
             else:
                 await self._finish(delta, encoder)
 
-    def _input(self) -> tuple[list[dict[str, Any]], bytes | None]:
+    async def _input(self) -> tuple[list[dict[str, Any]], bytes | None]:
         if self.param.input is None:
             return self.session.items.engine_input(self.settings.instructions)
         items = ItemList()
         for one in self.param.input:
-            items.insert(self.session.new_item(one))
+            items.insert(await self.session.service.in_thread(item_events.new_item, self.session, one))
         return items.engine_input(self.settings.instructions)
 
     async def _sound(self, pcm: np.ndarray, encoder: OutputEncoder) -> None:
