@@ -87,7 +87,7 @@ def test_text_given_as_audio(text):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(AudioError, match=r"missing\.wav' does not exist; expected the path of a recording$"):
+    with pytest.raises(AudioError, match=r"^audio file '\S*missing\.wav' does not exist; expected the path of a recording$"):
         load_audio(tmp_path / "missing.wav")
     with pytest.raises(AudioError, match="is a folder"):
         load_audio(str(tmp_path))

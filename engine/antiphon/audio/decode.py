@@ -100,12 +100,12 @@ def _open_binary(source: Any, name: str) -> BinaryIO:
 
 def _open_path(path: Path, name: str) -> BinaryIO:
     try:
-        if not path.is_file():
-            kind = "is a folder" if path.is_dir() else "does not exist"
-            raise AudioError(f"audio file {name!r} {kind}; expected the path of a recording{_text_hint(name)}")
-        return path.open("rb")
+        if path.is_file():
+            return path.open("rb")
+        kind = "is a folder" if path.is_dir() else "does not exist"
     except (OSError, ValueError) as error:
         raise AudioError(f"audio file {name[:80]!r} cannot be opened: {error}{_text_hint(name)}") from error
+    raise AudioError(f"audio file {name!r} {kind}; expected the path of a recording{_text_hint(name)}")
 
 
 def _text_hint(name: str) -> str:
