@@ -12,6 +12,8 @@ from ..config import SAMPLE_RATE_IN, SAMPLE_RATE_OUT
 from ..errors import AudioError
 from .errors import ApiError, bad_request
 
+LENGTH_UNKNOWN = 0x7FFF_0000
+
 
 class AudioBudget:
     """How much sound a request may still bring."""
@@ -23,6 +25,9 @@ class AudioBudget:
         """Samples, float32 [n] at 16 kHz, of an encoded file (``pcm16``: of raw 24 kHz samples)."""
         if not data:
             raise bad_request("the recording is empty (0 bytes)", param)
+        missing = wav_shortfall(data)
+        if missing:
+            raise bad_request(f"the wav file is cut off: {missing} bytes of its samples are missing", param, "invalid_audio")
         try:
             if kind == "pcm16":
                 samples = load_audio((from_pcm16(data), SAMPLE_RATE_OUT), self.left)
@@ -45,6 +50,22 @@ def from_base64(text: str, param: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"not valid base64: {error}", param, "invalid_base64") from error
+
+
+def wav_shortfall(data: bytes) -> int:
+    """How many bytes of samples a wav file promises but lacks; 0 for other files, and where the length is left open.
+
+    Programs that write to a pipe put 0 or a number near 2^31 or 2^32 for a length that they do not know yet.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return 0
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data":
+            return max(0, size - (len(data) - at - 8)) if size < LENGTH_UNKNOWN else 0
+        at += 8 + size + size % 2
+    return 0
 
 
 def from_pcm16(data: bytes) -> np.ndarray:
