@@ -42,7 +42,7 @@ def test_sharing_a_free_page_is_caught():
 
 def test_cached_pages_go_oldest_first_and_only_when_no_free_page_is_left():
     pool, evicted = PagePool(4), []
-    pool.on_evict = evicted.append
+    pool.on_evict = evicted.extend
     pages = [pool.allocate() for _ in range(3)]
     for page in pages:
         pool.remember(page)
@@ -54,6 +54,21 @@ def test_cached_pages_go_oldest_first_and_only_when_no_free_page_is_left():
     pool.release(pages[2])
     assert [pool.allocate() for _ in range(3)] == [pages[1], pages[0], pages[2]] == evicted
     assert pool.num_evictions == 3
+    pool.check()
+
+
+def test_many_pages_at_once_are_all_or_none():
+    pool, evicted = PagePool(5), []
+    pool.on_evict = evicted.extend
+    cached = pool.allocate_many(3)
+    for page in cached:
+        pool.remember(page)
+    pool.release_all(cached)
+    with pytest.raises(IndexError, match="exhausted"):
+        pool.allocate_many(6)
+    assert (pool.num_free, pool.num_cached, evicted) == (2, 3, [])
+    assert len(set(pool.allocate_many(4))) == 4 and evicted == cached[:0:-1]
+    assert pool.allocate_many(0) == []
     pool.check()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from antiphon.scheduler import AUDIO, TEXT, TRUNK, FeatureSpan, RequestState
+from antiphon.scheduler import AUDIO, TEXT, TRUNK, FeatureSpan, RequestState, content_model
 from antiphon.scheduler.content_model import TEXT_EOS, alone
+from antiphon.scheduler.slot_table import RING
 
 PROMPT = np.arange(100, 140)
 
@@ -138,6 +139,83 @@ def test_generated_pages_are_found_while_their_request_still_runs(machine):
     m.step()
     assert second.num_cached_tokens == 39 and len(rows) >= 41
     m.run()
+
+
+def follow_up(m, first, num_tokens, name="b"):
+    """A text request whose prompt is the beginning of another one's tape; stepped once."""
+    rows = first.rows(0, num_tokens)
+    state = RequestState(name, rows[:, 0], rows[:, 1], output_type="text", max_new_tokens=3)
+    m.seeds[name] = 3
+    m.scheduler.add(state)
+    m.expected[name] = alone(state, 3)
+    m.step()
+    return state
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """No stream ends by itself."""
+    token = content_model._token
+    monkeypatch.setattr(
+        content_model, "_token", lambda group, seed, step, view, end, odds: token(group, seed, step, view, 7, odds)
+    )
+
+
+def long_answer(m, num_tokens):
+    """A text request that has run until its tape has so many positions, and goes on."""
+    first = m.add("a", PROMPT, kind="text", limit=num_tokens)
+    while first.num_tokens < num_tokens:
+        m.step()
+    return first
+
+
+@pytest.mark.parametrize(("num_tokens", "cached"), [(60, 59), (65, 64), (70, 64)])
+def test_what_a_running_request_has_generated_is_registered_when_somebody_asks(machine, endless, num_tokens, cached):
+    """Rows behind its last complete page are not shared while it runs: 64 of 70; within complete pages, every row is."""
+    m = machine()
+    first = long_answer(m, 75)
+    assert first.num_registered == 2, "a decode step registers nothing"
+    second = follow_up(m, first, num_tokens)
+    assert second.num_cached_tokens == cached and first.num_registered == 4
+    m.run()
+
+
+def test_generated_pages_are_registered_when_the_ring_is_full(machine, endless):
+    m = machine(max_positions=400)
+    first = long_answer(m, RING + 2)
+    assert first.num_registered == RING // 16 and first.synced_len == RING + 1
+    m.run()
+
+
+def test_a_preempted_request_finds_its_own_generated_pages_again(machine, endless):
+    m = machine(pages=16)
+    first = long_answer(m, 75)
+    m.scheduler._preempt(first)
+    m.step()
+    assert first.num_cached_tokens == 74 and first.num_preemptions == 1
+    m.run()
+
+
+def test_a_page_outlives_the_pages_before_it_in_the_tree(machine):
+    """The first pages of a chain are taken away; when they are computed again, what follows them is found."""
+    m = machine()
+    m.add("a", np.arange(64), limit=1)
+    m.run()
+    cache, pools = m.scheduler.memory.cache, m.scheduler.memory.pools.groups
+    for group, pool in enumerate(pools):
+        page = next(page for page, node in cache._nodes[group].items() if node.rows[:24] == node_rows(0))
+        pool.forget(page)
+        cache._drop(group, [page])
+    m.scheduler.check()
+    for name, cached in (("b", 0), ("c", 63)):
+        state = m.add(name, np.arange(64), limit=1)
+        m.run()
+        assert state.num_cached_tokens == cached
+
+
+def node_rows(token: int) -> bytes:
+    """One tape row as the index stores it: audio id, text id, no feature."""
+    return np.array([token, token + 1, 0]).tobytes()
 
 
 def test_eviction_takes_the_deepest_page_of_the_oldest_prefix(machine):

@@ -11,7 +11,7 @@ A page is in exactly one of three states:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from .plan import GROUP_NAMES
 
@@ -19,7 +19,7 @@ from .plan import GROUP_NAMES
 class PagePool:
     """Reference-counted pages ``first_page`` .. ``first_page + num_pages - 1`` of one group.
 
-    ``on_evict(page)`` is called when a cached page is about to be given to somebody else.
+    ``on_evict(pages)`` is called when cached pages are about to be given to somebody else.
     """
 
     def __init__(self, num_pages: int, first_page: int = 0):
@@ -27,7 +27,7 @@ class PagePool:
             raise ValueError(f"a page pool needs at least one page, got {num_pages}")
         self.num_pages = num_pages
         self.first_page = first_page
-        self.on_evict: Callable[[int], None] = lambda page: None
+        self.on_evict: Callable[[list[int]], None] = lambda pages: None
         self.num_evictions = 0
         self._references = [0] * num_pages
         self._is_cached = bytearray(num_pages)
@@ -58,17 +58,31 @@ class PagePool:
 
     def allocate(self) -> int:
         """A page with one holder; the least recently used cached page if none is free. IndexError if none is left."""
-        if self._free:
-            page = self._free.pop()
-        elif self._idle:
-            page, _ = self._idle.popitem(last=False)
-            self._is_cached[page - self.first_page] = 0
-            self.num_evictions += 1
-            self.on_evict(page)
-        else:
+        return self.allocate_many(1)[0]
+
+    def allocate_many(self, count: int) -> list[int]:
+        """``count`` pages with one holder each, as :meth:`allocate` would give them; IndexError, and none is taken."""
+        free = self._free
+        if count > len(free):
+            self._evict(count - len(free))
+        start = len(free) - count
+        pages = free[start:]
+        del free[start:]
+        references, first = self._references, self.first_page
+        for page in pages:
+            references[page - first] = 1
+        return pages
+
+    def _evict(self, count: int) -> None:
+        """The ``count`` least recently used cached pages become free."""
+        if count > len(self._idle):
             raise IndexError("allocate from an exhausted page pool; check num_available first")
-        self._references[page - self.first_page] = 1
-        return page
+        pages = [self._idle.popitem(last=False)[0] for _ in range(count)]
+        for page in pages:
+            self._is_cached[page - self.first_page] = 0
+        self.num_evictions += count
+        self._free += pages
+        self.on_evict(pages)
 
     def share(self, page: int) -> int:
         """Add a holder to a used or cached page; returns the page."""
@@ -81,20 +95,21 @@ class PagePool:
 
     def release(self, page: int) -> None:
         """Remove one holder; the last one leaves the page cached if the prefix cache knows it, else free."""
-        index = page - self.first_page
-        count = self._references[index] - 1
-        assert count >= 0, f"page {page} was released more often than it was taken"
-        self._references[index] = count
-        if count == 0:
-            if self._is_cached[index]:
-                self._idle[page] = None
-            else:
-                self._free.append(page)
+        self.release_all((page,))
 
-    def release_all(self, pages: Iterable[int]) -> None:
+    def release_all(self, pages: Sequence[int]) -> None:
         """Release pages of a chain from its end, so that eviction takes the deepest pages of a prefix first."""
-        for page in reversed(list(pages)):
-            self.release(page)
+        references, first = self._references, self.first_page
+        for page in reversed(pages):
+            index = page - first
+            count = references[index] - 1
+            assert count >= 0, f"page {page} was released more often than it was taken"
+            references[index] = count
+            if count == 0:
+                if self._is_cached[index]:
+                    self._idle[page] = None
+                else:
+                    self._free.append(page)
 
     def remember(self, page: int) -> None:
         """The prefix cache now knows the content of a used page."""

@@ -50,6 +50,18 @@ class BlockWrite(NamedTuple):
     page: int
 
 
+class TableWrite(NamedTuple):
+    """Block-table entries of one ``group`` that were written together: ``tables[group][slots, indices] = pages``.
+
+    ``slots`` is one slot or int64 [n]; ``indices`` int64 [n], ``pages`` int32 [n].
+    """
+
+    group: int
+    slots: int | np.ndarray
+    indices: np.ndarray
+    pages: np.ndarray
+
+
 class SequencePlan(NamedTuple):
     """One request's rows in a step: positions ``start`` .. ``start + length - 1``.
 
@@ -98,7 +110,7 @@ class StepPlan:
         run_text, run_audio, samples: bool [S].
         block_tables: the scheduler's own int32 [max_sequences, max_pages] arrays, one per group, row = slot; they change
             only in ``schedule``. Entries past a request's pages are stale.
-        assigned, block_writes, copies: to be carried out before the forward pass, in this order.
+        assigned, table_writes, copies: to be carried out before the forward pass, in this order.
         preempted: requests that lost their pages in this step; their slots may be reused at once.
     """
 
@@ -115,9 +127,18 @@ class StepPlan:
     num_rows: int
     copies: tuple[PageCopy, ...]
     assigned: tuple[SlotAssignment, ...]
-    block_writes: tuple[BlockWrite, ...]
+    table_writes: tuple[TableWrite, ...]
     block_tables: tuple[np.ndarray, np.ndarray, np.ndarray]
     preempted: tuple[str, ...]
+
+    @cached_property
+    def block_writes(self) -> tuple[BlockWrite, ...]:
+        """``table_writes`` entry by entry, each entry once, in its final state."""
+        final = {}
+        for group, slots, indices, pages in self.table_writes:
+            for slot, index, page in zip(*(column.tolist() for column in np.broadcast_arrays(slots, indices, pages))):
+                final[group, slot, index] = page
+        return tuple(BlockWrite(*entry, page) for entry, page in final.items())
 
     @cached_property
     def sequences(self) -> tuple[SequencePlan, ...]:

@@ -1,35 +1,47 @@
 """Prefix cache: which pages hold the keys and values of which token prefix, per group.
 
-A page's key is a hash chained over everything that determines its content: the key of the page before it, both token
-ids of its 16 positions, and for positions with continuous features the content of the audio behind them. One entry per
-key says, group by group, which page holds it: a position whose text branch was skipped has no text page, a text-only
+What a page contains is determined by the pages before it and by its own rows: both token ids of its 16 positions, and for
+positions with continuous features the content of the audio behind them. So the index is a tree: below the root of a
+salt, every node is a page, found by its rows, byte for byte; no two contents can be taken for each other. A node says,
+group by group, which page holds its content: a position whose text branch was skipped has no text page, a text-only
 request leaves no audio pages. A lookup takes the groups that the request needs; the first page that lacks one of them
 ends the match, because the upper branches need the trunk's hidden states of every position they compute.
 
 The filled rows of the last, incomplete page are cached too. Such a page (or a complete one of which only some rows
 match) is never shared but copied, since the request will write the following rows itself.
+
+What a request generates is registered late: when its ring is full, when it ends, or when a lookup comes to the node
+behind which its unregistered pages belong (``running``). So a decode step costs nothing here, and no hit is lost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from .kv_pool import KVPools
 from .plan import GROUP_NAMES, PAGE_SIZE
-from .request_state import ROW_BYTES, RequestState, chain_key
+from .request_state import ROW_BYTES, RequestState
 
 MIN_COPIED_ROWS = 4
 MAX_SIBLINGS = 16
+PAGE_BYTES = PAGE_SIZE * ROW_BYTES
+NO_PAGES = [None, None, None]
 
 
 class PrefixMatch(NamedTuple):
-    """``num_full`` pages can be shared; after them ``num_rows`` more rows can be had by copying ``sources[group]``."""
+    """``num_full`` pages can be shared; after them ``num_rows`` more rows can be had by copying ``sources[group]``.
 
-    pages: tuple[tuple[int, ...], ...]
+    ``node``: the last of the shared pages, or the root of the request's salt; None if nothing is known for that salt.
+    """
+
+    pages: tuple[list[int], ...]
     num_full: int
     num_rows: int
     sources: tuple[int, ...]
+    node: CachedPage | None
 
 
 @dataclass
@@ -48,16 +60,33 @@ class CacheStatistics:
         return (self.tokens_shared + self.tokens_copied) / max(1, self.tokens_looked_up)
 
 
-class _Entry:
-    """Cached content of one page: ``rows`` as bytes, and the page that holds it in each group (None: not cached)."""
+class CachedPage:
+    """A node: content that follows its parent's, as bytes, and the page that holds it in each group (None: not cached).
 
-    __slots__ = ("key", "pages", "parent", "rows")
+    ``running``: the running requests whose first unregistered page follows this one. A node stays in the tree as long as
+    it has a page, a child or such a request. The root of a salt has no parent; its ``rows`` are the salt.
+    """
 
-    def __init__(self, key: bytes, parent: bytes, rows: bytes):
-        self.key = key
+    __slots__ = ("children", "pages", "parent", "rows", "running")
+
+    def __init__(self, parent: CachedPage | None, rows: bytes):
         self.parent = parent
         self.rows = rows
         self.pages: list[int | None] = [None, None, None]
+        self.children: dict[bytes, CachedPage] = {}
+        self.running: set[RequestState] | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the tree would lose anything with this node."""
+        return bool(self.children or self.running or self.pages != NO_PAGES)
+
+    def child(self, rows: bytes) -> CachedPage:
+        """The node of the page that follows, made if it is not there."""
+        found = self.children.get(rows)
+        if found is None:
+            found = self.children[rows] = CachedPage(self, rows)
+        return found
 
 
 class PrefixCache:
@@ -67,33 +96,49 @@ class PrefixCache:
         self.pools = pools
         self.enabled = enabled
         self.statistics = CacheStatistics()
-        self._entries: dict[bytes, _Entry] = {}
-        self._children: dict[bytes, dict[bytes, _Entry]] = {}
-        self._by_page: tuple[dict[int, _Entry], ...] = ({}, {}, {})
+        self._roots: dict[bytes, CachedPage] = {}
+        self._nodes: tuple[dict[int, CachedPage], ...] = ({}, {}, {})
         for group, pool in enumerate(pools.groups):
-            pool.on_evict = lambda page, group=group: self._evict(group, page)
+            pool.on_evict = lambda pages, group=group: self._evict(group, pages)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """Distinct contents with a page."""
+        return len({id(node) for nodes in self._nodes for node in nodes.values()})
 
     def match(self, state: RequestState) -> PrefixMatch:
         """Longest cached prefix of the tape in all of the request's groups; the last position is always left over."""
-        groups = state.groups
-        empty = ((), (), ())
-        if not self.enabled:
-            return PrefixMatch(empty, 0, 0, ())
-        limit = state.num_tokens - 1
+        node = self._roots.get(state.cache_salt) if self.enabled else None
         pages: tuple[list[int], ...] = ([], [], [])
+        if node is None:
+            return PrefixMatch(pages, 0, 0, (), None)
+        groups, limit = state.groups, state.num_tokens - 1
+        data = state.row_bytes(0, limit)
         num_full = 0
         while num_full < limit // PAGE_SIZE:
-            entry = self._entries.get(state.page_key(num_full))
-            if entry is None or any(entry.pages[group] is None for group in groups):
+            found = self._follow(node, data[num_full * PAGE_BYTES : (num_full + 1) * PAGE_BYTES], groups)
+            if found is None:
                 break
+            node = found
             for group in groups:
-                pages[group].append(entry.pages[group])
+                pages[group].append(node.pages[group])
             num_full += 1
-        num_rows, sources = self._match_rows(state, num_full, min(limit - num_full * PAGE_SIZE, PAGE_SIZE))
-        return PrefixMatch(tuple(tuple(p) for p in pages), num_full, num_rows, sources)
+        start = num_full * PAGE_BYTES
+        num_rows, sources = self._match_rows(node, data[start : start + PAGE_BYTES], groups)
+        return PrefixMatch(pages, num_full, num_rows, sources, node)
+
+    def enter(self, state: RequestState, match: PrefixMatch) -> None:
+        """The request takes the shared pages of a match and begins to run: what it computes follows ``match.node``."""
+        if self.enabled:
+            state.num_registered = match.num_full
+            self._move(
+                state, match.node or self._roots.setdefault(state.cache_salt, CachedPage(None, state.cache_salt))
+            )
+
+    def leave(self, state: RequestState) -> None:
+        """The request runs no more; what it has not registered is not cached."""
+        if self.enabled:
+            self._move(state, None)
+            state.num_registered = 0
 
     def count(self, state: RequestState, match: PrefixMatch, with_rows: bool) -> None:
         """Account for a match that was used."""
@@ -102,85 +147,134 @@ class PrefixCache:
         self.statistics.tokens_shared += match.num_full * PAGE_SIZE
         self.statistics.tokens_copied += match.num_rows if with_rows else 0
 
-    def register(self, state: RequestState, index: int) -> None:
-        """Remember the complete page ``index`` of a request in its active groups, unless its content is known already."""
-        if self.enabled:
-            rows = state.row_bytes(index * PAGE_SIZE, PAGE_SIZE)
-            self._store(state, index, state.groups, state.page_key(index), rows)
+    def register(self, state: RequestState, num_computed: int) -> None:
+        """Remember the complete pages of a running request in its active groups, unless their content is known already."""
+        first, last = state.num_registered, num_computed // PAGE_SIZE
+        if not self.enabled or last <= first:
+            return
+        data = state.row_bytes(first * PAGE_SIZE, (last - first) * PAGE_SIZE)
+        node = state.cached_page
+        path = []
+        for start in range(0, len(data), PAGE_BYTES):
+            node = node.child(data[start : start + PAGE_BYTES])
+            path.append(node)
+        for group in state.groups:
+            self._hold(group, path, state.blocks.pages(group, state.slot, first)[: len(path)])
+        state.num_registered = last
+        self._move(state, node)
 
     def register_rows(self, state: RequestState, groups: tuple[int, ...]) -> None:
-        """Remember the computed rows of the request's last, incomplete page, if any."""
+        """Remember the computed rows of the request's last, incomplete page, if any; the complete ones are registered."""
         index, num_rows = divmod(state.num_computed, PAGE_SIZE)
         if self.enabled and num_rows >= MIN_COPIED_ROWS:
-            rows = state.row_bytes(index * PAGE_SIZE, num_rows)
-            self._store(state, index, groups, chain_key(state.parent_key(index), rows), rows)
+            node = state.cached_page.child(state.row_bytes(index * PAGE_SIZE, num_rows))
+            for group in groups:
+                self._hold(group, [node], [state.blocks.page(group, state.slot, index)])
 
     def clear(self) -> None:
         """Forget everything, e.g. after weights changed."""
-        for group, by_page in enumerate(self._by_page):
-            for page in list(by_page):
+        for group, nodes in enumerate(self._nodes):
+            pages = list(nodes)
+            for page in pages:
                 self.pools.groups[group].forget(page)
-                self._drop(group, page)
+            self._drop(group, pages)
 
-    def check(self) -> None:
-        """AssertionError unless index and pools agree. O(entries)."""
-        for group, (by_page, pool) in enumerate(zip(self._by_page, self.pools.groups, strict=True)):
-            assert all(pool.is_cached(page) for page in by_page), f"{GROUP_NAMES[group]}: an indexed page is not cached"
+    def check(self, running: Sequence[RequestState] = ()) -> None:
+        """AssertionError unless index, pools and the running requests agree. O(nodes)."""
+        for group, (nodes, pool) in enumerate(zip(self._nodes, self.pools.groups, strict=True)):
+            assert all(pool.is_cached(page) for page in nodes), f"{GROUP_NAMES[group]}: an indexed page is not cached"
             first = pool.first_page
             cached = sum(pool.is_cached(page) for page in range(first, first + pool.num_pages))
-            assert cached == len(by_page), f"{GROUP_NAMES[group]}: {cached} pages cached, {len(by_page)} indexed"
-            assert all(entry.pages[group] == page for page, entry in by_page.items())
-        for entry in self._entries.values():
-            held = [(group, page) for group, page in enumerate(entry.pages) if page is not None]
-            assert held and all(self._by_page[group].get(page) is entry for group, page in held), "a stale entry"
-        assert sum(len(children) for children in self._children.values()) == len(self._entries)
+            assert cached == len(nodes), f"{GROUP_NAMES[group]}: {cached} pages cached, {len(nodes)} indexed"
+        found = 0
+        todo = list(self._roots.values())
+        for node in todo:
+            assert node.is_needed, "a node that nobody needs"
+            assert all(child.parent is node and child.rows == rows for rows, child in node.children.items())
+            held = [(group, page) for group, page in enumerate(node.pages) if page is not None]
+            assert all(self._nodes[group].get(page) is node for group, page in held), "a stale node"
+            assert all(state.cached_page is node for state in node.running or ()), "a request is in two places"
+            found += len(held)
+            todo += node.children.values()
+        assert found == sum(len(nodes) for nodes in self._nodes), "a page is indexed outside of the tree"
+        if self.enabled:
+            assert all(state in (state.cached_page.running or ()) for state in running)
+            assert sum(len(node.running or ()) for node in todo) == len(running), "a request that ended is still there"
 
-    def _match_rows(self, state: RequestState, num_full: int, limit: int) -> tuple[int, tuple[int, ...]]:
-        """Most rows after ``num_full`` pages that some cached page holds in every group; the groups' sources may differ."""
-        siblings = self._children.get(state.parent_key(num_full))
-        if not siblings or limit < MIN_COPIED_ROWS:
+    def _follow(self, node: CachedPage, rows: bytes, groups: tuple[int, ...]) -> CachedPage | None:
+        """The page with these rows behind ``node``, if every group has it."""
+        for attempt in range(2):
+            found = node.children.get(rows)
+            if found is not None and None not in [found.pages[group] for group in groups]:
+                return found
+            if attempt or not self._settle(node):
+                return None
+
+    def _settle(self, node: CachedPage) -> bool:
+        """Register what decoding requests have computed behind ``node`` since; whether there was anything."""
+        behind = [state for state in node.running or () if state.table is not None]
+        late = [state for state in behind if state.num_computed // PAGE_SIZE > state.num_registered]
+        for state in sorted(late, key=lambda state: state.sequence_number):
+            self.register(state, state.num_computed)
+        return bool(late)
+
+    def _match_rows(self, node: CachedPage, wanted: bytes, groups: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """Most rows behind ``node`` that some cached page holds in every group; the groups' sources may differ."""
+        if len(wanted) < MIN_COPIED_ROWS * ROW_BYTES:
             return 0, ()
-        wanted = state.row_bytes(num_full * PAGE_SIZE, limit)
-        best: dict[int, tuple[int, int]] = {}
-        for entry in list(siblings.values())[-MAX_SIBLINGS:]:
-            common = _common_rows(entry.rows, wanted)
-            for group in state.groups:
-                page = entry.pages[group]
-                if page is not None and common > best.get(group, (0, 0))[0]:
+        self._settle(node)
+        best = dict.fromkeys(groups, (0, -1))
+        for child in islice(reversed(node.children.values()), MAX_SIBLINGS):
+            common = _common_rows(child.rows, wanted)
+            for group in groups:
+                page = child.pages[group]
+                if page is not None and common > best[group][0]:
                     best[group] = (common, page)
-        num_rows = min((best.get(group, (0, 0))[0] for group in state.groups), default=0)
+        num_rows = min(common for common, _ in best.values())
         if num_rows < MIN_COPIED_ROWS:
             return 0, ()
-        return num_rows, tuple(best[group][1] for group in state.groups)
+        return num_rows, tuple(page for _, page in best.values())
 
-    def _store(self, state: RequestState, index: int, groups: tuple[int, ...], key: bytes, rows: bytes) -> None:
-        entry = self._entries.get(key) or self._insert(key, state.parent_key(index), rows)
-        for group in groups:
-            page = state.pages[group][index]
-            if entry.pages[group] is None:
-                entry.pages[group] = page
-                self._by_page[group][page] = entry
-                self.pools.groups[group].remember(page)
+    def _hold(self, group: int, path: list[CachedPage], pages: list[int]) -> None:
+        """The nodes' contents are in these pages, unless another page of the group is known for one."""
+        nodes, remember = self._nodes[group], self.pools.groups[group].remember
+        for node, page in zip(path, pages, strict=True):
+            if node.pages[group] is None:
+                node.pages[group] = page
+                nodes[page] = node
+                remember(page)
 
-    def _insert(self, key: bytes, parent: bytes, rows: bytes) -> _Entry:
-        entry = self._entries[key] = _Entry(key, parent, rows)
-        self._children.setdefault(parent, {})[key] = entry
-        return entry
+    def _move(self, state: RequestState, node: CachedPage | None) -> None:
+        """The request's unregistered pages follow another node, or (None) it runs no more."""
+        before, state.cached_page = state.cached_page, node
+        if node is not None:
+            node.running = node.running or set()
+            node.running.add(state)
+        if before is not None:
+            before.running.discard(state)
+            self._prune(before)
 
-    def _evict(self, group: int, page: int) -> None:
-        self.statistics.evicted_pages[group] += 1
-        self._drop(group, page)
+    def _evict(self, group: int, pages: list[int]) -> None:
+        self.statistics.evicted_pages[group] += len(pages)
+        self._drop(group, pages)
 
-    def _drop(self, group: int, page: int) -> None:
-        """Remove a page from the index; the entry goes with its last page."""
-        entry = self._by_page[group].pop(page)
-        entry.pages[group] = None
-        if entry.pages == [None, None, None]:
-            del self._entries[entry.key]
-            siblings = self._children[entry.parent]
-            del siblings[entry.key]
-            if not siblings:
-                del self._children[entry.parent]
+    def _drop(self, group: int, pages: list[int]) -> None:
+        """Remove pages from the index."""
+        nodes = self._nodes[group]
+        for page in pages:
+            node = nodes.pop(page)
+            node.pages[group] = None
+            self._prune(node)
+
+    def _prune(self, node: CachedPage) -> None:
+        """Take a node that nobody needs out of the tree, and then its parents likewise."""
+        while not node.is_needed:
+            parent = node.parent
+            if parent is None:
+                del self._roots[node.rows]
+                return
+            del parent.children[node.rows]
+            node = parent
 
 
 def _common_rows(first: bytes, second: bytes) -> int:

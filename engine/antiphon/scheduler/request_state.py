@@ -15,6 +15,8 @@ from ..errors import InputError
 from .plan import AUDIO, PAGE_SIZE, TEXT, TRUNK
 
 if TYPE_CHECKING:
+    from .block_tables import BlockTables
+    from .prefix_cache import CachedPage
     from .slot_table import SlotTable
 
 ROW_ITEMS = 3
@@ -50,12 +52,15 @@ class RequestState:
     The tape holds (audio id, text id, feature key) per position: the prompt, then every generated pair. ``num_computed``
     positions have keys and values in the pages of the groups that were active. All of ``num_tokens`` must be computed
     before the next pair is sampled, whether they came from the prompt or were generated before a preemption.
+
+    While it runs, ``blocks`` holds its pages, and ``cached_page`` is where the prefix cache knows its first
+    ``num_registered`` pages. While it decodes, ``table`` holds its newest pairs.
     """
 
     __slots__ = (
-        "_num_computed", "admitted_step", "arrival", "chunk_at", "finish_reason", "groups", "keep_text_pages",
-        "max_new_tokens", "num_cached_tokens", "num_preemptions", "num_registered", "output_type",
-        "page_keys", "pages", "phase", "play_end", "priority", "prompt_len", "request_id", "root_key",
+        "_num_computed", "admitted_step", "arrival", "blocks", "cache_salt", "cached_page", "chunk_at",
+        "finish_reason", "groups", "keep_text_pages", "max_new_tokens", "num_cached_tokens", "num_preemptions",
+        "num_registered", "output_type", "phase", "play_end", "priority", "prompt_len", "request_id",
         "run_audio", "run_text", "sequence_number", "slot", "synced_len", "table", "tape", "text_ended",
     )  # fmt: skip
 
@@ -93,14 +98,14 @@ class RequestState:
         self.arrival = arrival
         self.keep_text_pages = keep_text_pages
         self.tape = _prompt_tape(audio_ids, text_ids, features)
-        self.root_key = hashlib.blake2b(cache_salt, digest_size=16).digest()
-        self.page_keys: list[bytes] = []
+        self.cache_salt = cache_salt
+        self.cached_page: CachedPage | None = None
+        self.blocks: BlockTables | None = None
         self._num_computed = 0
         self.table: SlotTable | None = None
         self.num_registered = 0
         self.phase = Phase.WAITING
         self.slot = -1
-        self.pages: tuple[list[int], list[int], list[int]] = ([], [], [])
         self.text_ended = False
         self.groups: tuple[int, ...] = ()
         self.run_text = True
@@ -117,7 +122,7 @@ class RequestState:
     @property
     def num_tokens(self) -> int:
         """Length of the tape."""
-        return self.synced_len if self.table is None else self.table.sync(self)
+        return self.synced_len if self.table is None else int(self.table.num_tokens[self.slot])
 
     @property
     def num_computed(self) -> int:
@@ -133,6 +138,13 @@ class RequestState:
     def num_generated(self) -> int:
         """Pairs sampled so far."""
         return self.num_tokens - self.prompt_len
+
+    @property
+    def pages(self) -> tuple[list[int], ...]:
+        """Pages held in every group, in order of position; a copy."""
+        if self.blocks is None:
+            return ([], [], [])
+        return tuple(self.blocks.pages(group, self.slot) for group in (TRUNK, TEXT, AUDIO))
 
     @property
     def num_pages_needed(self) -> int:
@@ -152,10 +164,7 @@ class RequestState:
     def rows(self, start: int, length: int) -> np.ndarray:
         """A copy of tape rows, int64 [length, 3]: audio id, text id, feature key (0: none)."""
         assert start + length <= self.num_tokens
-        flat = self.tape[ROW_ITEMS * start : ROW_ITEMS * (start + length)]
-        return (
-            np.frombuffer(flat, dtype=np.int64).reshape(-1, ROW_ITEMS) if flat else np.empty((0, ROW_ITEMS), np.int64)
-        )
+        return np.frombuffer(self.row_bytes(start, length), dtype=np.int64).reshape(-1, ROW_ITEMS).copy()
 
     def extend(self, pairs: np.ndarray) -> None:
         """Sampled (audio id, text id) pairs, int64 [n, 2], become the inputs of the next positions."""
@@ -170,30 +179,14 @@ class RequestState:
         self.run_text = self.output_type == "text" or self.keep_text_pages
         self._choose_groups()
 
-    def page_key(self, index: int) -> bytes:
-        """Key of page ``index`` (which the tape must fill): hash of its rows and of the key of the page before it."""
-        keys = self.page_keys
-        while len(keys) <= index:
-            start = len(keys) * PAGE_SIZE * ROW_ITEMS
-            parent = keys[-1] if keys else self.root_key
-            keys.append(chain_key(parent, self.tape[start : start + PAGE_SIZE * ROW_ITEMS].tobytes()))
-        return keys[index]
-
-    def parent_key(self, index: int) -> bytes:
-        """Key of the page before page ``index``; the root key for the first page."""
-        return self.page_key(index - 1) if index else self.root_key
-
     def row_bytes(self, start: int, length: int) -> bytes:
         """Tape rows as bytes, ``ROW_BYTES`` each."""
+        if self.table is not None:
+            self.table.sync(self)
         return self.tape[ROW_ITEMS * start : ROW_ITEMS * (start + length)].tobytes()
 
     def _choose_groups(self) -> None:
         self.groups = (TRUNK,) + (TEXT,) * self.run_text + (AUDIO,) * self.run_audio
-
-
-def chain_key(parent: bytes, rows: bytes) -> bytes:
-    """Key of a page (or of the filled part of one) whose predecessor has the key ``parent``; 16 bytes."""
-    return hashlib.blake2b(parent + rows, digest_size=16).digest()
 
 
 def _prompt_tape(audio_ids: np.ndarray, text_ids: np.ndarray, features: Sequence[FeatureSpan]) -> array:

@@ -190,15 +190,27 @@ class Scheduler:
 
     def _plan_decodes(self, now: float, slots: np.ndarray) -> None:
         """Every slot that opens a page gets it, in the policy's order; whoever is preempted on the way drops out."""
-        for slot in self.table.at_page_start(slots).tolist():
+        turning = self.table.at_page_start(slots)
+        for slot in self.table.at_ring_start(turning).tolist():
+            self._empty_ring(self.table.states[slot])
+        if self.memory.open_pages(turning, self.table):
+            self._decodes = slots
+            return
+        for slot in turning.tolist():
             if self.table.decoding[slot]:
                 self._turn_page(now, self.table.states[slot])
         self._decodes = slots[self.table.decoding[slots]]
 
+    def _empty_ring(self, state: RequestState) -> None:
+        """What is in the ring moves to the tape and becomes shareable."""
+        self.table.sync(state)
+        self.memory.register(state, state.num_computed)
+
     def _turn_page(self, now: float, state: RequestState) -> None:
         """Take the next page for a request, preempting others, or the request itself, if need be."""
         while (group := self.memory.open_page(state)) is not None:
-            victim = self.policy.victim(now, [s for s in self.running if s.pages[group]])
+            holders = np.flatnonzero(self.memory.blocks.counts[group]).tolist()
+            victim = self.policy.victim(now, [self.table.states[slot] for slot in holders])
             self._preempt(victim)
             if victim is state:
                 return
@@ -262,7 +274,7 @@ class Scheduler:
         slots, starts, lengths, num_generated, run_text, run_audio, samples = columns
         plan = StepPlan(
             step=self._step,
-            request_ids=tuple([table.states[slot].request_id for slot in slots.tolist()]),
+            request_ids=tuple(table.request_ids[slots].tolist()),
             slots=slots,
             starts=starts,
             lengths=lengths,
@@ -274,7 +286,7 @@ class Scheduler:
             num_rows=len(decodes) + sum(length for _, length in chunks),
             copies=tuple(self._copies),
             assigned=tuple(self._assigned.values()),
-            block_writes=self.memory.take_writes(),
+            table_writes=self.memory.blocks.take_writes(),
             block_tables=self.memory.tables,
             preempted=tuple(self._preempted),
         )

@@ -1,8 +1,8 @@
 """Running requests as arrays over slots, so that a decode step costs a few array operations instead of a loop.
 
-A decoding request is touched by Python once per page (16 tokens), when it ends, and when its text ends; everything in
-between happens here for all slots at once. Sampled pairs go into a ring per slot and move to the request's tape when
-somebody looks (:meth:`sync`).
+A decoding request is touched by Python once per ``RING`` tokens, when it ends, and when its text ends; everything in
+between happens for all slots at once. Sampled pairs go into a ring per slot and move to the request's tape when somebody
+looks (:meth:`sync`), at the latest when the ring is full.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .plan import PAGE_SIZE
 if TYPE_CHECKING:
     from .request_state import RequestState
 
-RING = 2 * PAGE_SIZE
+RING = 16 * PAGE_SIZE
 
 
 class SlotTable:
@@ -25,12 +25,14 @@ class SlotTable:
     ``decoding``: the slot's request decodes; the other arrays mean something only then. ``num_tokens``: length of its
     tape, of which all but the last position are computed. ``play_end``: when the request's listener runs out of sound, -inf
     before the first sound and for text. ``chunk_at``: length of the tape at which its next speech chunk is complete; 0 if
-    nobody said. ``admission_blocked``: in the last step somebody could not be admitted. ``ring``: [slots, RING, 2] audio and text ids, position p at
-    p % RING; ``states[slot].synced_len`` .. ``num_tokens`` are not on the tape yet, never more than RING.
+    nobody said. ``admission_blocked``: in the last step somebody could not be admitted. ``ring``: [slots, RING, 2] audio
+    and text ids, position p at p % RING; ``states[slot].synced_len`` .. ``num_tokens`` are not on the tape yet, never more
+    than RING. ``request_ids`` of free slots are stale.
     """
 
     def __init__(self, num_slots: int):
         self.states: list[RequestState | None] = [None] * num_slots
+        self.request_ids = np.full(num_slots, "", object)
         self.free = list(range(num_slots - 1, -1, -1))
         self.decoding = np.zeros(num_slots, bool)
         self.num_tokens = np.zeros(num_slots, np.int64)
@@ -49,6 +51,7 @@ class SlotTable:
         """Give a free slot to a request."""
         state.slot = self.free.pop()
         self.states[state.slot] = state
+        self.request_ids[state.slot] = state.request_id
         self.arrival[state.slot] = state.arrival
         self.copy_playback(state)
 
@@ -96,15 +99,18 @@ class SlotTable:
         self.ring[slots, index, 1] = text
         self.num_tokens[slots] = position + 1
 
-    def sync(self, state: RequestState) -> int:
-        """Move new pairs to the tape of a decoding request; returns the tape's length."""
+    def sync(self, state: RequestState) -> None:
+        """Move new pairs to the tape of a decoding request."""
         num_tokens = int(self.num_tokens[state.slot])
         if num_tokens > state.synced_len:
             positions = np.arange(state.synced_len, num_tokens) % RING
             assert len(positions) <= RING, "pairs were overwritten before they reached the tape"
             state.extend(self.ring[state.slot, positions])
-        return num_tokens
 
     def at_page_start(self, slots: np.ndarray) -> np.ndarray:
         """Those of ``slots`` whose next row opens a page."""
         return slots[(self.num_tokens[slots] - 1) % PAGE_SIZE == 0]
+
+    def at_ring_start(self, slots: np.ndarray) -> np.ndarray:
+        """Those of ``slots`` (which open a page) that must be synced before the next ``append``."""
+        return slots[(self.num_tokens[slots] - 1) % RING == 0]
