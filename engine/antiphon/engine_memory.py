@@ -11,7 +11,7 @@ from .execution.decode_graphs import ROWS, Kind
 from .execution.memory_plan import MemoryPlan, memory_plan, parameter_bytes
 from .runtime import Runtime
 
-SHAPES_OF_SPEECH = 24
+SHAPES_OF_SPEECH = 40
 """Graphs of solves and vocoder passes to reckon with."""
 
 

@@ -43,14 +43,31 @@ def test_at_most_eight_launches_a_layer(h100):
         assert launches_per_layer(h100.parts[name]) <= 8
 
 
-def test_the_dit_does_its_conditioning_once_per_token(h100):
+@pytest.mark.parametrize("part", ["ODE steady 1", "captured ODE steady 1"])
+def test_the_dit_does_its_conditioning_once_per_token(h100, part):
     tokens = LOAD.look_ahead + LOAD.chunk
     reference = flow_reference_flops(CONFIG.flow, 4 * tokens, 4 * LOAD.chunk, 900, LOAD.ode_steps)
-    assert h100.parts["ODE steady 1"].flops <= 0.78 * reference
+    assert h100.parts[part].flops <= 0.78 * reference
 
 
-def test_an_activation_of_the_vocoder_is_one_read_and_one_write(h100):
-    calls = [c for c in h100.parts["vocoder 1"].calls if c.name == "alias_free_snake"]
+@pytest.mark.parametrize("chunk", ["first chunk", "steady 1"])
+def test_captured_speech_does_what_plain_speech_does(h100, chunk):
+    """The same kernels and bytes but for the copies around them; one upload for the solve and one for the fill."""
+    short = chunk.removeprefix("steady ")
+    for plain, captured, uploads in (("ODE", "captured ODE", 2), ("vocoder", "captured vocoder", 0)):
+        plain, captured = (h100.parts[f"{name} {chunk if 'ODE' in name else short}"] for name in (plain, captured))
+        assert captured.uploads == uploads
+        assert abs(captured.launches - plain.launches) <= 8
+        assert 0.99 * plain.num_bytes <= captured.num_bytes <= 1.1 * plain.num_bytes
+
+
+def test_captured_passes_of_unequal_lengths_upload_the_lengths(h100):
+    assert h100.parts["captured vocoder padded"].uploads == 1
+
+
+@pytest.mark.parametrize("part", ["vocoder 1", "captured vocoder 1"])
+def test_an_activation_of_the_vocoder_is_one_read_and_one_write(h100, part):
+    calls = [c for c in h100.parts[part].calls if c.name == "alias_free_snake"]
     samples = [int(np.prod(eval(c.shapes[0].removeprefix("bfloat16")))) for c in calls]
     assert len(calls) == 7 * 4 * 6 + 1
     assert sum(c.cost.num_bytes for c in calls) <= 1.1 * 2 * 2 * sum(samples)

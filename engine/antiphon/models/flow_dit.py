@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -41,21 +42,40 @@ class FlowBatch:
 
 @dataclass(frozen=True)
 class FlowWindow:
-    """Keys (after rotation) and values of earlier chunks, [layers, slots, window, heads, head_dim] each."""
+    """Keys (after rotation) and values of earlier chunks.
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    ``storage`` [2, layers, slots * window + 1, heads, head_dim]: keys, then values; the last row of a layer is spare: rows
+    that belong to no stream go there.
+    """
+
+    storage: torch.Tensor
+    num_slots: int
 
     @classmethod
     def empty(cls, config: FlowConfig, num_slots: int, window: int, dtype: torch.dtype, device) -> FlowWindow:
         """Uninitialised storage for ``num_slots`` streams of up to ``window`` rows."""
-        shape = (config.depth, num_slots, window, config.num_heads, config.head_dim)
-        return cls(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
+        shape = (2, config.depth, num_slots * window + 1, config.num_heads, config.head_dim)
+        return cls(torch.empty(shape, dtype=dtype, device=device), num_slots)
+
+    @cached_property
+    def keys(self) -> torch.Tensor:
+        """[layers, slots, window, heads, head_dim]."""
+        return self.storage[0, :, :-1].unflatten(1, (self.num_slots, -1))
+
+    @cached_property
+    def values(self) -> torch.Tensor:
+        """[layers, slots, window, heads, head_dim]."""
+        return self.storage[1, :, :-1].unflatten(1, (self.num_slots, -1))
+
+    @property
+    def spare_place(self) -> int:
+        """Where rows of no stream go."""
+        return self.storage.shape[2] - 1
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> None:
         """Store ``k[rows]``, ``v[rows]`` at ``places`` = slot * window + row of the slot (int64 [n] each)."""
-        for cache, new in ((self.keys, k), (self.values, v)):
-            cache[layer].flatten(0, 1).index_copy_(0, places, new[rows])
+        for cache, new in zip(self.storage[:, layer], (k, v)):
+            cache.index_copy_(0, places, new[rows])
 
 
 class FlowDit:

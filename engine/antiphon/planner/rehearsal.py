@@ -16,9 +16,11 @@ from ..execution.decode_state import DecodeState
 from ..execution.kv_cache import PAGE_SIZE, allocate, sizes_for
 from ..execution.llm_runner import LlmRunner
 from ..execution.step_batch import StepBatch
+from ..models.bigvgan import BigVgan
 from ..models.speech_tokenizer import padded_widths
 from ..speech.flow_solver import FILL_TIME, FlowJob, ode_schedule, solve
-from ..speech.window_pool import WINDOW_ROWS, WindowPool
+from ..speech.speech_graphs import FlowGraphs, GraphedVocoder, row_bucket, stream_bucket
+from ..speech.window_pool import WINDOW_ROWS, WindowPool, WindowSlot
 from .fake_device import fake_cuda
 from .fake_model import FakeModel, build, packed_shapes
 from .gpus import GpuSpec
@@ -140,30 +142,30 @@ def _step(recorder: Recorder, runner: LlmRunner, name: str, sequences: Sequence[
         runner.start(batch)
 
 
-class _RunOnce:
-    """Captures by running once; there is nothing to replay."""
+class _Replays:
+    """Captures by remembering; a replay runs the work."""
 
-    def capture(self, work: Callable[[], None]) -> _RunOnce:
-        work()
-        return self
+    def __init__(self, work: Callable[[], None] | None = None):
+        self._work = work
 
-    def fork(self) -> _RunOnce:
+    def capture(self, work: Callable[[], None]) -> _Replays:
+        return _Replays(work)
+
+    def fork(self) -> _Replays:
         return self
 
     def replay(self) -> None:
-        """Nothing."""
+        self._work()
 
 
 def _rehearse_captured(recorder: Recorder, runner: LlmRunner, workload: Workload, kind: str, batch: int) -> None:
     """One decode step as a graph captures it: its inputs from the state on the device. Fixed tensors are made before."""
-    graphs = DecodeGraphs(runner.model, runner.kv, runner.state, _RunOnce(), runner.delay)
+    graphs = DecodeGraphs(runner.model, runner.kv, runner.state, _Replays(), runner.delay)
     sequences = [Sequence_(1, workload.context - 1, audio=kind == "speech")] * batch
     step = step_batch(sequences)
-    bucket = graphs.bucket(step)
-    graph = graphs.graph(bucket)
+    bucket = graphs.graph(graphs.bucket(step)).bucket
     with recorder.part(f"captured decode {kind} {batch}", lengths_of([sequences[0]] * bucket.rows)):
-        graph.inputs.load(graphs.arrays(step, bucket))
-        graph.run()
+        graphs.run(step)
 
 
 def step_batch(sequences: Sequence[Sequence_], features: torch.Tensor | None = None) -> StepBatch:
@@ -201,31 +203,63 @@ def lengths_of(sequences: Sequence[Sequence_]) -> Lengths:
 
 
 def _rehearse_speech(recorder: Recorder, model: FakeModel, workload: Workload) -> None:
+    """Solves and vocoder passes, eager and as graphs capture them (those with their fixed tensors made before)."""
     pool = WindowPool(model.config.flow, max(workload.speech_batches), torch.bfloat16, model.flow.device)
     slots = [pool.acquire() for _ in range(max(workload.speech_batches))]
     first, steady = workload.first_chunk, workload.look_ahead + workload.chunk
-    _solve(recorder, model, pool, slots[:1], "ODE first chunk", first, workload)
-    _vocode(recorder, model, "vocoder first chunk", 1, workload.first_vocoder_frames)
-    for slot in slots:
-        slot.clear()
-        slot.advance(WINDOW_ROWS)
-    for batch in workload.speech_batches:
-        _solve(recorder, model, pool, slots[:batch], f"ODE steady {batch}", steady, workload)
-        _vocode(recorder, model, f"vocoder {batch}", batch, workload.vocoder_frames)
+    flow = FlowGraphs(model.flow, pool.window, _Replays())
+    vocoder = GraphedVocoder(model.vocoder.config, model.vocoder.weights, _Replays())
+    chunks = [("first chunk", 1, first, workload.first_vocoder_frames)]
+    chunks += [(f"steady {n}", n, steady, workload.vocoder_frames) for n in workload.speech_batches]
+    for label, batch, tokens, frames in chunks:
+        short = label.removeprefix("steady ")
+        jobs = _jobs(model, slots[:batch], tokens, workload)
+        _solve(recorder, model, pool, jobs, f"ODE {label}", workload)
+        _vocode(recorder, model.vocoder, f"vocoder {short}", batch, frames)
+        flow.prepare(sum(j.num_rows for j in jobs), sum(j.num_kept for j in jobs), batch, workload.ode_steps)
+        vocoder.prepare(batch, frames, False)
+        _solve(recorder, model, pool, jobs, f"captured ODE {label}", workload, flow)
+        _vocode(recorder, vocoder, f"captured vocoder {short}", batch, frames)
+        for slot in slots:
+            slot.clear()
+            slot.advance(WINDOW_ROWS)
+    vocoder.prepare(2, workload.vocoder_frames, True)
+    _vocode(recorder, vocoder, "captured vocoder padded", 2, workload.vocoder_frames, shorter=8)
 
 
-def _vocode(recorder: Recorder, model: FakeModel, name: str, batch: int, frames: int) -> None:
-    mel = torch.empty(frames, model.config.flow.num_mels, dtype=torch.bfloat16, device=model.flow.device)
+def _vocode(recorder: Recorder, vocoder: BigVgan, name: str, batch: int, frames: int, shorter: int = 0) -> None:
+    """A batch of mels, the last one by ``shorter`` frames."""
+    mel = torch.empty(frames, vocoder.config.num_mels, dtype=torch.bfloat16, device=vocoder.device)
     with recorder.part(name):
-        model.vocoder.run([mel] * batch)
+        vocoder.run([*[mel] * (batch - 1), mel[: frames - shorter]])
 
 
-def _solve(recorder, model: FakeModel, pool: WindowPool, slots, name: str, tokens: int, workload: Workload) -> None:
-    """One batched solve of chunks of ``tokens`` tokens and the pass that fills the windows."""
+def _jobs(model: FakeModel, slots: Sequence[WindowSlot], tokens: int, workload: Workload) -> list[FlowJob]:
+    """A chunk of ``tokens`` tokens for each slot."""
     rows = tokens * FRAMES_PER_TOKEN
     kept = rows - workload.look_ahead * FRAMES_PER_TOKEN
     noise = torch.empty(rows, model.config.flow.num_mels)
-    jobs = [FlowJob([0] * tokens, slot.num_rows, noise, slot, kept, fill=True) for slot in slots]
-    cached = [slot.num_rows for slot in slots]
-    with recorder.part(name, Lengths(flow={len(slots): ([rows] * len(slots), cached)})):
-        solve(model.flow, pool.window, jobs, workload.ode_steps)
+    return [FlowJob([0] * tokens, slot.num_rows, noise, slot, kept, fill=True) for slot in slots]
+
+
+def _solve(
+    recorder: Recorder,
+    model: FakeModel,
+    pool: WindowPool,
+    jobs: Sequence[FlowJob],
+    name: str,
+    workload: Workload,
+    graphs: FlowGraphs | None = None,
+) -> None:
+    """One batched solve and the pass that fills the windows; both count the rows of the solve. Slots stay as they are."""
+    n, rows, cached = len(jobs), [job.num_rows for job in jobs], [job.slot.num_rows for job in jobs]
+    places = {n: (rows, cached)}
+    if graphs is not None:
+        idle = stream_bucket(n) - n
+        unused = row_bucket(sum(rows)) - sum(rows)
+        places = {n + idle + 1: ([*rows, *[0] * idle, unused], [*cached, *[0] * (idle + 1)])}
+    with recorder.part(name, Lengths(flow=places)):
+        solve(model.flow, pool.window, jobs, workload.ode_steps, graphs)
+    for job, before in zip(jobs, cached):
+        job.slot.clear()
+        job.slot.advance(before)

@@ -13,7 +13,7 @@ from ..execution.graphs import Graphs
 from ..execution.side_stream import Arrivals, SideStream
 from ..models.bigvgan import BigVgan
 from ..models.flow_dit import FlowDit
-from .flow_solver import FlowJob, integrate_eagerly, solve
+from .flow_solver import FlowJob, solve
 from .noise import NoiseSource
 from .options import SpeechOptions
 from .receptive_field import ReceptiveField
@@ -45,7 +45,7 @@ class StreamingDetokenizer:
         self.dit = dit
         self.vocoder = vocoder if graphs is None else GraphedVocoder(vocoder.config, vocoder.weights, graphs)
         self.pool = WindowPool(dit.config, max_streams, dit.dtype, dit.device)
-        self._integrate = integrate_eagerly if graphs is None else FlowGraphs(dit, self.pool.window, graphs).integrate
+        self._passes = None if graphs is None else FlowGraphs(dit, self.pool.window, graphs)
         self.field = ReceptiveField.of(vocoder.config)
         self._side = SideStream(dit.device)
 
@@ -128,7 +128,7 @@ class StreamingDetokenizer:
         for steps in sorted({stream.options.ode_steps for stream in streams}):
             group = [i for i, s in enumerate(streams) if s.options.ode_steps == steps and jobs[i].num_rows]
             if group:
-                solved = solve(self.dit, self.pool.window, [jobs[i] for i in group], steps, self._integrate)
+                solved = solve(self.dit, self.pool.window, [jobs[i] for i in group], steps, self._passes)
                 for index, state in zip(group, solved, strict=True):
                     states[index] = state
         return states

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,30 +52,36 @@ def ode_schedule(num_steps: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return tuple(times), tuple(widths)
 
 
-Integrate = Callable[[FlowDit, FlowWindow, Sequence[FlowJob], int], torch.Tensor]
+class Passes(Protocol):
+    """How the passes of a solve run; the functions of this file, or captured graphs."""
+
+    def integrate(self, dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int) -> torch.Tensor:
+        """As :func:`integrate`."""
+
+    def fill(self, dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: torch.Tensor) -> None:
+        """As :func:`fill`."""
 
 
 def solve(
-    dit: FlowDit,
-    window: FlowWindow,
-    jobs: Sequence[FlowJob],
-    num_steps: int,
-    integrate: Integrate | None = None,
+    dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int, passes: Passes | None = None
 ) -> list[torch.Tensor]:
     """Integrate all jobs from their noise; returns the final normalised states [num_rows, num_mels] in the network's dtype.
 
-    Then the windows of the jobs with ``fill`` take in the kept rows, by one more pass over them. ``integrate`` replaces
-    the plain loop of Euler steps (captured graphs do).
+    Then the windows of the jobs with ``fill`` take in the kept rows, by one more pass over them. ``passes`` replaces the
+    plain loops (captured graphs do).
     """
-    x = (integrate or integrate_eagerly)(dit, window, jobs, num_steps)
+    x = (passes.integrate if passes else integrate)(dit, window, jobs, num_steps)
     states = list(x.split([job.num_rows for job in jobs]))
     filled = [index for index, job in enumerate(jobs) if job.fill]
     if filled:
-        _fill(dit, window, [jobs[i] for i in filled], [states[i][: jobs[i].num_kept] for i in filled])
+        kept = torch.cat([states[i][: jobs[i].num_kept] for i in filled])
+        (passes.fill if passes else fill)(dit, window, [jobs[i] for i in filled], kept)
+        for index in filled:
+            jobs[index].slot.advance(jobs[index].num_kept)
     return states
 
 
-def integrate_eagerly(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int) -> torch.Tensor:
+def integrate(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int) -> torch.Tensor:
     """All Euler steps, one pass of the network each: final states of all jobs, [rows, num_mels]."""
     batch = _batch(dit, jobs, [job.num_rows for job in jobs])
     x = upload([torch.cat([job.noise for job in jobs])], dit.device)[0].to(dit.dtype)
@@ -85,25 +92,22 @@ def integrate_eagerly(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob],
     return x
 
 
-def _fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: Sequence[torch.Tensor]) -> None:
-    """The pass at time 999 over the kept rows; every slot advances by them."""
+def fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: torch.Tensor) -> None:
+    """The pass at time 999 over the kept rows of all jobs, whose final states are ``states``."""
     batch = _batch(dit, jobs, [job.num_kept for job in jobs])
+    rows, places = upload(fill_arrays(jobs), dit.device)
+    dit.fill_window(states, dit.time_table((FILL_TIME,))[0], dit.condition(batch.token_ids), batch, window, rows, places)
+
+
+def fill_arrays(jobs: Sequence[FlowJob]) -> list[np.ndarray]:
+    """Which of the kept rows of all jobs go into their windows, and where; int64, equal lengths."""
     rows, places, first = [], [], 0
     for job in jobs:
         kept, place = job.slot.places(job.num_kept)
         rows.append(first + kept)
         places.append(place)
         first += job.num_kept
-    dit.fill_window(
-        torch.cat(list(states)),
-        dit.time_table((FILL_TIME,))[0],
-        dit.condition(batch.token_ids),
-        batch,
-        window,
-        *upload([torch.cat(rows), torch.cat(places)], dit.device),
-    )
-    for job in jobs:
-        job.slot.advance(job.num_kept)
+    return [np.concatenate(rows), np.concatenate(places)]
 
 
 def _batch(dit: FlowDit, jobs: Sequence[FlowJob], num_rows: Sequence[int]) -> FlowBatch:

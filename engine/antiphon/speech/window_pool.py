@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..config import FlowConfig
@@ -20,9 +21,9 @@ class WindowSlot:
         self.num_rows = 0
         self._head = 0
 
-    def places(self, num_new: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def places(self, num_new: int) -> tuple[np.ndarray, np.ndarray]:
         """Which of ``num_new`` new rows to keep (the newest), and where: slot * capacity + row; int64, equal lengths."""
-        kept = torch.arange(max(0, num_new - self.capacity), num_new)
+        kept = np.arange(max(0, num_new - self.capacity), num_new)
         return kept, self.index * self.capacity + (self._head + kept) % self.capacity
 
     def advance(self, num_new: int) -> None:
