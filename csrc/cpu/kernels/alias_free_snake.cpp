@@ -6,105 +6,97 @@
 // x is repeated beyond its ends before the up filter; the activated signal is repeated before the down filter, so
 // even and odd before t = 0 are even[0], and from t = T on odd[T - 1].
 // Threads own (channel row, tile) units; every output is computed by the same operations wherever its tile begins.
+#include "alias_free_snake.h"
 #include "kernels.h"
-#include "simd.h"
 
 namespace antiphon::ANTIPHON_ISA {
 namespace {
 
 constexpr int64_t kTile = 1024;
-constexpr int64_t kHalo = 3;                 // activated samples needed on either side of an output
-constexpr int64_t kPad = 16;                 // whole vectors may be read and written past the tile
-constexpr int64_t kInput = kTile + 4 * kHalo + 2 * kPad;
-constexpr float kLargestVector = 1e5f;       // beyond it, the three-part reduction loses bits: take the slow path
+constexpr int64_t kPad = 2 * VF + kHalo;  // whole vectors may be read and written past the tile
 
-// sin(y)^2, |error| < 4e-7: y minus the nearest multiple of pi (the square has period pi), then an odd polynomial.
-inline vf sin_squared(vf y) {
-  const vf n = nearest(mul(y, set1(0.318309886f)));
-  vf r = fmadd(n, set1(-3.140625f), y);
-  r = fmadd(n, set1(-9.67502593994140625e-4f), r);
-  r = fmadd(n, set1(-1.50995798e-7f), r);
-  const vf z = mul(r, r);
-  vf p = set1(-2.3868346521e-8f);
-  p = fmadd(p, z, set1(2.7523971068e-6f));
-  p = fmadd(p, z, set1(-1.9840782426e-4f));
-  p = fmadd(p, z, set1(8.3333303767e-3f));
-  p = fmadd(p, z, set1(-1.6666666641e-1f));
-  const vf s = fmadd(mul(p, z), r, r);
-  return mul(s, s);
-}
-
-// In place on n samples; `alpha * x` may be large in a channel with a steep alpha.
-void activate(float* x, int64_t n, float alpha, float inv_beta) {
-  vf largest = set1(0.0f);
-  const vf a = set1(alpha), b = set1(inv_beta);
-  for (int64_t i = 0; i < n; i += VF) {
-    const vf v = load(x + i), y = mul(v, a);
-    largest = max(largest, max(y, sub(set1(0.0f), y)));
-  }
-  if (hmax(largest) < kLargestVector) {
-    for (int64_t i = 0; i < n; i += VF) {
-      const vf v = load(x + i);
-      store(x + i, fmadd(b, sin_squared(mul(v, a)), v));
-    }
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const float s = static_cast<float>(std::sin(static_cast<double>(alpha * x[i])));
-    x[i] += inv_beta * (s * s);
-  }
-}
+struct Filters {
+  Phase up_even, up_odd, down_even, down_odd;
+};
 
 template <class T>
 struct Row {
   const T* x;
   T* out;
   int64_t length;
-  float alpha, inv_beta;
+  float alpha, inv_beta, gain;
 };
 
-// Outputs [begin, begin + n) of one row.
+// input[i] = x[first + i] for i < n, x repeated beyond its ends; returns the largest |input|.
 template <class T>
-void tile(const Row<T>& row, const float* up, const float* down, int64_t begin, int64_t n) {
-  alignas(64) float input[kInput], even[kInput], odd[kInput];
-  // input[i] = x[begin - 2 * kHalo + i], even/odd[i] at t = begin - kHalo + i
-  const int64_t activated = (n + 2 * kHalo + VF - 1) / VF * VF, first = begin - 2 * kHalo;
-  for (int64_t i = 0; i < activated + 2 * kHalo; ++i)
-    input[i] = widen(row.x[max64(0, min64(first + i, row.length - 1))]);
-  for (int64_t i = 0; i < activated; i += VF) {
-    vf e = set1(0.0f), o = set1(0.0f);
-    for (int j = 0; j < 6; ++j) {
-      e = fmadd(load(input + i + kHalo + 2 - j), set1(2.0f * up[1 + 2 * j]), e);
-      o = fmadd(load(input + i + kHalo + 3 - j), set1(2.0f * up[2 * j]), o);
+float copy_input(const Row<T>& row, int64_t first, int64_t n, float* input) {
+  const int64_t begin = max64(0, -first), end = max64(begin, min64(n, row.length - first));
+  vf largest = set1(0.0f);
+  for_vectors(end - begin, [&](int64_t i, int64_t count) {
+    const vf v = load_upto(row.x + first + begin + i, count);
+    store_upto(input + begin + i, v, count);
+    largest = max(largest, max(v, negate(v)));
+  });
+  for (int64_t i = 0; i < begin; ++i) input[i] = widen(row.x[0]);
+  for (int64_t i = end; i < n; ++i) input[i] = widen(row.x[row.length - 1]);
+  return hmax(largest);
+}
+
+// even/odd[i] of i < n from input[i ..]: the up filter and, where `activate`, the activation.
+template <bool kActivate>
+void upsample(const float* input, int64_t n, const Filters& f, const Snake& snake, float* even, float* odd) {
+  for (int64_t i = 0; i < n; i += VF) {
+    vf e = mul(load(input + i + 5), f.up_even.tap[0]), o = mul(load(input + i + 6), f.up_odd.tap[0]);
+    for (int j = 1; j < 6; ++j) {
+      const vf v = load(input + i + 6 - j);
+      o = fmadd(v, f.up_odd.tap[j], o);
+      e = fmadd(load(input + i + 5 - j), f.up_even.tap[j], e);
     }
-    store(even + i, e);
-    store(odd + i, o);
+    store(even + i, kActivate ? snake(e) : e);
+    store(odd + i, kActivate ? snake(o) : o);
   }
-  activate(even, activated, row.alpha, row.inv_beta);
-  activate(odd, activated, row.alpha, row.inv_beta);
-  const int64_t start = begin - kHalo;
-  for (int64_t i = 0; i < kHalo && start + i < 0; ++i) even[i] = odd[i] = even[-start];
-  const int64_t last = row.length - 1 - start;
-  for (int64_t i = last + 1; i < activated + kHalo; ++i) even[i] = odd[i] = odd[last];
-  for_vectors(n, [&](int64_t i, int64_t count) {
-    vf sum = set1(0.0f);
-    for (int j = 0; j < 6; ++j) {
-      sum = fmadd(load(even + i + 1 + j), set1(down[1 + 2 * j]), sum);
-      sum = fmadd(load(odd + i + j), set1(down[2 * j]), sum);
+}
+
+// Outputs [begin, begin + n) of one row. Index i of `input` is time begin - 6 + i, of even and odd begin - 3 + i.
+template <class T>
+void tile(const Row<T>& row, const Filters& f, const Snake& snake, int64_t begin, int64_t n) {
+  alignas(64) float input[kTile + 4 * kHalo + kPad], even[kTile + 2 * kHalo + kPad], odd[kTile + 2 * kHalo + kPad];
+  const int64_t activated = n + 2 * kHalo, start = begin - kHalo;
+  const int64_t whole = (activated + VF - 1) / VF * VF;
+  const float largest = copy_input(row, begin - 2 * kHalo, whole + 2 * kHalo, input);
+  if (largest * row.gain * std::fabs(row.alpha) < kLargestTurns) {
+    upsample<true>(input, whole, f, snake, even, odd);
+  } else {
+    upsample<false>(input, whole, f, snake, even, odd);
+    for (int64_t i = 0; i < activated; ++i) {
+      even[i] = snake_of_any(even[i], row.alpha, row.inv_beta);
+      odd[i] = snake_of_any(odd[i], row.alpha, row.inv_beta);
     }
-    store_upto(row.out + begin + i, sum, count);
+  }
+  for (int64_t i = 0; start + i < 0; ++i) even[i] = odd[i] = even[-start];
+  const int64_t last = row.length - 1 - start;
+  for (int64_t i = last + 1; i < activated; ++i) even[i] = odd[i] = odd[last];
+  for_vectors(n, [&](int64_t i, int64_t count) {
+    vf e = mul(load(even + i + 1), f.down_even.tap[0]), o = mul(load(odd + i), f.down_odd.tap[0]);
+    for (int j = 1; j < 6; ++j) {
+      e = fmadd(load(even + i + 1 + j), f.down_even.tap[j], e);
+      o = fmadd(load(odd + i + j), f.down_odd.tap[j], o);
+    }
+    store_upto(row.out + begin + i, add(e, o), count);
   });
 }
 
 template <class T>
 void run(const AliasFreeSnakeArgs& a, int index, int count) {
+  const Filters filters{Phase(a.up_filter, 1, 2.0f), Phase(a.up_filter, 0, 2.0f), Phase(a.down_filter, 1, 1.0f),
+                        Phase(a.down_filter, 0, 1.0f)};
   const int64_t tiles = (a.length + kTile - 1) / kTile;
   const Range range = partition(a.num_rows * tiles, 1, index, count);
   for (int64_t unit = range.begin; unit < range.end; ++unit) {
     const int64_t r = unit / tiles, begin = unit % tiles * kTile, channel = r % a.channels;
     const Row<T> row{static_cast<const T*>(a.x) + r * a.length, static_cast<T*>(a.out) + r * a.length, a.length,
-                     a.alpha[channel], a.inv_beta[channel]};
-    tile(row, a.up_filter, a.down_filter, begin, min64(kTile, a.length - begin));
+                     a.alpha[channel], a.inv_beta[channel], gain(a.up_filter)};
+    tile(row, filters, Snake::all(row.alpha, row.inv_beta), begin, min64(kTile, a.length - begin));
   }
 }
 
