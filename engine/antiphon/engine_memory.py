@@ -30,6 +30,7 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
     weights["whisper"] = parameter_bytes(expected.whisper_keys(c.whisper), runtime.dtype)
     weights["speech tokenizer"] = parameter_bytes(expected.speech_tokenizer_keys(c.speech_tokenizer), torch.float32)
     on_gpu = runtime.device.type == "cuda"
+    launches = len({1, config.decode_steps_per_launch})
     return memory_plan(
         c,
         weights,
@@ -37,7 +38,7 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
         config.max_sequences,
         config.token_budget,
         runtime.dtype,
-        num_graphs=len(captured_rows(config)) * len(Kind) + SHAPES_OF_SPEECH if on_gpu else 0,
+        num_graphs=launches * len(captured_rows(config)) * len(Kind) + SHAPES_OF_SPEECH if on_gpu else 0,
         speech_batch=config.max_speech_batch,
         num_voices=config.max_voices,
     )

@@ -82,6 +82,13 @@ class DeadlinePolicy:
         queue = sorted((*prefilling, *waiting), key=lambda state: (state.priority, self._due(state)))
         return StepOrder(slots, queue, self._prefill_tokens(len(slots), patience, token_budget) if queue else 0)
 
+    def decode_steps(self, now: float, table: SlotTable) -> int:
+        """As long as a step with prompts may take, since whoever comes now waits; and no stream's chunk is kept waiting."""
+        slots = np.flatnonzero(table.decoding)
+        missing = (table.chunk_at[slots] - table.num_tokens[slots])[table.run_audio[slots]]
+        by_time = int(self.options.step / self.cost.llm_step(0, len(slots)))
+        return max(1, min([by_time, *missing[missing > 0].tolist()]))
+
     def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:
         """Least important first; then the most sound in hand; then the latest arrival."""
         return max(candidates, key=lambda state: (state.priority, max(state.play_end - now, 0.0), *rank(state)[1:]))

@@ -69,12 +69,13 @@ class PageManager:
             for group in state.groups
         )
 
-    def open_pages(self, slots: np.ndarray, table: SlotTable) -> bool:
+    def open_pages(self, slots: np.ndarray, table: SlotTable, ahead: int = 0) -> bool:
         """Take the page of the newest position, where it is missing, in every group of the decoding requests of ``slots``.
 
+        ``ahead`` > 0: that of the position so many steps later, or of a request's last one; the page before it must be there.
         Returns False, having taken nothing, if there are not enough pages for all of them.
         """
-        needed = -(-table.num_tokens[slots] // PAGE_SIZE)
+        needed = -(-np.minimum(table.num_tokens[slots] + ahead, table.max_tokens[slots] - 1) // PAGE_SIZE)
         lacking = [slots[self.blocks.counts[TRUNK, slots] < needed]]
         for group, runs in ((TEXT, table.run_text), (AUDIO, table.run_audio)):
             lacking.append(slots[runs[slots] & (self.blocks.counts[group, slots] < needed)])

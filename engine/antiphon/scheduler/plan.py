@@ -112,6 +112,7 @@ class StepPlan:
             only in ``schedule``. Entries past a request's pages are stale.
         assigned, table_writes, copies: to be carried out before the forward pass, in this order.
         preempted: requests that lost their pages in this step; their slots may be reused at once.
+        steps: decode steps in a row that the plan stands for; the columns are those of the first.
     """
 
     step: int
@@ -130,6 +131,7 @@ class StepPlan:
     table_writes: tuple[TableWrite, ...]
     block_tables: tuple[np.ndarray, np.ndarray, np.ndarray]
     preempted: tuple[str, ...]
+    steps: int = 1
 
     @cached_property
     def block_writes(self) -> tuple[BlockWrite, ...]:

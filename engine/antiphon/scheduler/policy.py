@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .request_state import RequestState
-from .slot_table import SlotTable
+from .slot_table import MAX_LAUNCH, SlotTable
 
 
 class StepOrder(NamedTuple):
@@ -54,6 +54,9 @@ class Policy(Protocol):
     ) -> StepOrder:
         """Order of this step. ``table`` knows the decoding requests; ``waiting`` is sorted by (priority, arrival)."""
 
+    def decode_steps(self, now: float, table: SlotTable) -> int:
+        """Decode steps that may run in a row before anybody new is looked at; asked while everybody decodes."""
+
     def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:
         """Which of the candidates loses its pages when a group has run out."""
 
@@ -86,6 +89,9 @@ class FcfsPolicy:
         token_budget: int,
     ) -> StepOrder:
         return StepOrder(np.flatnonzero(table.decoding), (*prefilling, *waiting), token_budget)
+
+    def decode_steps(self, now: float, table: SlotTable) -> int:
+        return MAX_LAUNCH
 
     def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:
         return max(candidates, key=rank)

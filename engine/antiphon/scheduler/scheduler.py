@@ -20,7 +20,7 @@ from .page_manager import PageManager
 from .plan import PageCopy, SlotAssignment, StepPlan, StepResults
 from .policy import FcfsPolicy, Policy
 from .request_state import Phase, RequestState
-from .slot_table import SlotTable
+from .slot_table import MAX_LAUNCH, SlotTable
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,12 @@ class Scheduler:
             if state.slot >= 0:
                 self.table.copy_playback(state)
 
-    def schedule(self, now: float) -> StepPlan | None:
-        """The next step, or None if there is nothing to do. ``now``: seconds, any origin, used by the policy only."""
+    def schedule(self, now: float, max_steps: int = 1) -> StepPlan | None:
+        """The next step, or None if there is nothing to do. ``now``: seconds, any origin, used by the policy only.
+
+        With ``max_steps`` > 1 (at most ``MAX_LAUNCH``) the plan may stand for so many decode steps in a row, ``plan.steps``:
+        if nobody waits for a prompt, everybody decodes, the policy has no objection, and there are pages for all of them.
+        """
         assert self._in_flight is None, "schedule was called before the last plan was committed or discarded"
         if not self.requests:
             return None
@@ -136,13 +140,13 @@ class Scheduler:
         )
         if not len(self._decodes) and not self._chunks:
             self._plan_without_policy(now)
-        self._in_flight = self._build_plan()
+        self._in_flight = self._build_plan(max_steps if max_steps > 1 and self._can_launch(now, max_steps) else 1)
         return self._in_flight
 
     def commit(self, plan: StepPlan, results: StepResults) -> list[RequestState]:
         """Apply a finished step; returns the requests that it finished, ``finish_reason`` "stop" or "length".
 
-        Results of requests aborted meanwhile are ignored.
+        Results of requests aborted meanwhile are ignored. A plan of several steps: :meth:`commit_next` takes the others.
         """
         self._close(plan)
         for state, length in self._planned_prefills(plan):
@@ -152,7 +156,10 @@ class Scheduler:
                 del self.prefilling[state.request_id]
                 state.phase = Phase.DECODING
                 self.table.start_decoding(state)
-        slots = plan.slots[plan.samples]
+        return self.commit_next(plan.slots[plan.samples], results)
+
+    def commit_next(self, slots: np.ndarray, results: StepResults) -> list[RequestState]:
+        """One more step of the plan that was committed last: a pair for each of ``slots``; of those that ended, none counts."""
         columns = results.columns()
         if len(columns[0]) != len(slots):
             raise ValueError(f"{len(columns[0])} results for {len(slots)} sampling sequences")
@@ -190,8 +197,8 @@ class Scheduler:
 
     def _plan_decodes(self, now: float, slots: np.ndarray) -> None:
         """Every slot that opens a page gets it, in the policy's order; whoever is preempted on the way drops out."""
-        turning = self.table.at_page_start(slots)
-        for slot in self.table.at_ring_start(turning).tolist():
+        turning = self.table.opening_page(slots)
+        for slot in self.table.with_full_ring(turning).tolist():
             self._empty_ring(self.table.states[slot])
         if self.memory.open_pages(turning, self.table):
             self._decodes = slots
@@ -200,6 +207,19 @@ class Scheduler:
             if self.table.decoding[slot]:
                 self._turn_page(now, self.table.states[slot])
         self._decodes = slots[self.table.decoding[slots]]
+
+    def _can_launch(self, now: float, steps: int) -> bool:
+        """Whether so many decode steps may follow each other without the host; their pages are then there."""
+        assert steps <= MAX_LAUNCH
+        table = self.table
+        if self._chunks or self.waiting or self.prefilling or len(self._decodes) < table.decoding.sum():
+            return False
+        if self.policy.decode_steps(now, table) < steps:
+            return False
+        turning = table.opening_page(self._decodes, steps)
+        for slot in table.with_full_ring(turning).tolist():
+            self._empty_ring(table.states[slot])
+        return self.memory.open_pages(turning, table, steps - 1)
 
     def _empty_ring(self, state: RequestState) -> None:
         """What is in the ring moves to the tape and becomes shareable."""
@@ -261,7 +281,7 @@ class Scheduler:
         self._plan_prefills(now, queue, self.config.token_budget - len(self._decodes))
         assert len(self._decodes) or self._chunks, "requests wait, nothing runs, and nothing can be admitted"
 
-    def _build_plan(self) -> StepPlan:
+    def _build_plan(self, steps: int) -> StepPlan:
         table = self.table
         decodes = self._decodes[table.decoding[self._decodes]]
         chunks = self._chunks.values()
@@ -289,6 +309,7 @@ class Scheduler:
             table_writes=self.memory.blocks.take_writes(),
             block_tables=self.memory.tables,
             preempted=tuple(self._preempted),
+            steps=steps,
         )
         self._chunks.clear()
         self._copies.clear()

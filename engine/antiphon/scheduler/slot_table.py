@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from .request_state import RequestState
 
 RING = 16 * PAGE_SIZE
+MAX_LAUNCH = PAGE_SIZE
+"""Most decode steps of one plan: a request then opens at most one page ahead."""
 
 
 class SlotTable:
     """All arrays have one entry per slot.
 
     ``decoding``: the slot's request decodes; the other arrays mean something only then. ``num_tokens``: length of its
-    tape, of which all but the last position are computed. ``play_end``: when the request's listener runs out of sound, -inf
+    tape, of which all but the last position are computed. ``synced_len``: its positions that the request itself has. ``play_end``: when the request's listener runs out of sound, -inf
     before the first sound and for text. ``chunk_at``: length of the tape at which its next speech chunk is complete; 0 if
     nobody said. ``admission_blocked``: in the last step somebody could not be admitted. ``ring``: [slots, RING, 2] audio
     and text ids, position p at p % RING; ``states[slot].synced_len`` .. ``num_tokens`` are not on the tape yet, never more
@@ -36,6 +38,7 @@ class SlotTable:
         self.free = list(range(num_slots - 1, -1, -1))
         self.decoding = np.zeros(num_slots, bool)
         self.num_tokens = np.zeros(num_slots, np.int64)
+        self.synced_len = np.zeros(num_slots, np.int64)
         self.prompt_len = np.zeros(num_slots, np.int64)
         self.max_tokens = np.zeros(num_slots, np.int64)
         self.run_text = np.zeros(num_slots, bool)
@@ -65,7 +68,7 @@ class SlotTable:
     def start_decoding(self, state: RequestState) -> None:
         """Every position of the tape is computed; from now on ``append`` extends it."""
         slot = state.slot
-        self.num_tokens[slot] = state.num_tokens
+        self.num_tokens[slot] = self.synced_len[slot] = state.num_tokens
         self.prompt_len[slot] = state.prompt_len
         self.max_tokens[slot] = state.prompt_len + state.max_new_tokens
         self.decoding[slot] = True
@@ -106,11 +109,15 @@ class SlotTable:
             positions = np.arange(state.synced_len, num_tokens) % RING
             assert len(positions) <= RING, "pairs were overwritten before they reached the tape"
             state.extend(self.ring[state.slot, positions])
+            self.synced_len[state.slot] = num_tokens
 
-    def at_page_start(self, slots: np.ndarray) -> np.ndarray:
-        """Those of ``slots`` whose next row opens a page."""
-        return slots[(self.num_tokens[slots] - 1) % PAGE_SIZE == 0]
+    def opening_page(self, slots: np.ndarray, steps: int = 1) -> np.ndarray:
+        """Those of ``slots`` that open a page with one of their next ``steps`` rows."""
+        filled = (self.num_tokens[slots] - 1) % PAGE_SIZE
+        return slots[(filled == 0) | (filled + steps > PAGE_SIZE)]
 
-    def at_ring_start(self, slots: np.ndarray) -> np.ndarray:
-        """Those of ``slots`` (which open a page) that must be synced before the next ``append``."""
-        return slots[(self.num_tokens[slots] - 1) % RING == 0]
+    def with_full_ring(self, slots: np.ndarray) -> np.ndarray:
+        """Those of ``slots`` (which open a page) that must be synced: their ring starts anew, or might before the next page."""
+        num_tokens = self.num_tokens[slots]
+        unsynced = num_tokens - self.synced_len[slots]
+        return slots[((num_tokens - 1) % RING == 0) | (unsynced > RING - PAGE_SIZE - MAX_LAUNCH)]
