@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from antiphon.deltas import AudioDelta, FinishDelta, TextDelta
 from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
 from antiphon.errors import AudioError, ConfigError, InputError, OverloadedError
+from antiphon.models.dual_qwen import DualQwen
 from antiphon.request import GenerationRequest, sampling_params
 
 
@@ -18,7 +21,11 @@ def text(words, role="user"):
 
 def sound(seconds, seed=0):
     rng = np.random.default_rng(seed)
-    return {"role": "user", "message_type": "audio", "content": (rng.standard_normal(int(seconds * 16000)) * 0.1, 16000)}
+    return {
+        "role": "user",
+        "message_type": "audio",
+        "content": (rng.standard_normal(int(seconds * 16000)) * 0.1, 16000),
+    }
 
 
 def request(messages, output_type="text", *, seed=0, limit=20, temperature=0.8, **how):
@@ -154,12 +161,21 @@ def test_a_stop_text_ends_the_answer(tiny_runtime, alone):
     assert got[0] == words[: words.index(stop)] and got[2] < alone[3][2]
 
 
-def test_a_next_turn_computes_only_what_is_new(tiny_runtime):
+@pytest.fixture
+def adapted(monkeypatch):
+    """Sizes of the calls of the adaptor."""
+    sizes, adapt = [], DualQwen.adapt
+    monkeypatch.setattr(DualQwen, "adapt", lambda self, rows: sizes.append(len(rows)) or adapt(self, rows))
+    return sizes
+
+
+def test_a_next_turn_computes_only_what_is_new(tiny_runtime, adapted):
     engine = Engine(tiny_runtime, EngineConfig(max_sequences=1, keep_text_branch=True))
     first = engine.add(request([sound(2.0)], "both", limit=30))
     live = engine.live[first]
     run(engine, first)
     history = engine.conversation(live)
+    assert adapted == [25], "2 s are 25 feature rows"
     before = engine.runner.counters.trunk_rows
     second = engine.add(request([text("and again?")], "both", limit=1, history=history))
     finish = run(engine, second)[0][-1]
@@ -167,3 +183,35 @@ def test_a_next_turn_computes_only_what_is_new(tiny_runtime):
     new = finish.usage.prompt_tokens - len(history)
     assert finish.usage.cached_tokens == finish.usage.prompt_tokens - computed
     assert computed <= new + 2, "the last pair of the answer was never computed; all else is cached"
+    assert adapted == [25], "all positions with features are cached"
+
+
+@pytest.mark.parametrize("budget", [8, 512])
+def test_features_of_a_next_turn_are_adapted_where_they_are_not_cached(tiny_runtime, adapted, budget):
+    """Two turns with sound: the second adapts its own rows alone, in the steps that compute them, and says the same."""
+    answers = {}
+    for caching in (True, False):
+        config = EngineConfig(max_sequences=1, token_budget=budget, keep_text_branch=True, prefix_caching=caching)
+        engine = Engine(tiny_runtime, config)
+        first = engine.add(request([sound(2.0)], "both", limit=30))
+        live = engine.live[first]
+        run(engine, first)
+        adapted.clear()
+        again = request([sound(1.2, 5)], "both", limit=30, history=engine.conversation(live))
+        answers[caching] = answer(run(engine, engine.add(again))[0])
+        assert sum(adapted) == (15 if caching else 40) and max(adapted) <= budget
+        assert len(adapted) >= (2 if budget == 8 else 1)
+    check_same(answers[True], answers[False])
+
+
+def test_a_history_with_features_of_another_model_is_refused_alone(tiny_runtime):
+    engine = Engine(tiny_runtime, EngineConfig(max_sequences=2))
+    first = engine.add(request([sound(0.5)], limit=3))
+    live = engine.live[first]
+    run(engine, first)
+    history = engine.conversation(live)
+    audio = dataclasses.replace(history.audios[0], features=history.audios[0].features[:, :-1])
+    history = dataclasses.replace(history, audios=(audio,))
+    good, bad = engine.add(request([text("hello")])), engine.add(request([text("and?")], history=history))
+    good, bad = run(engine, good, bad)
+    assert isinstance(good[-1], FinishDelta) and isinstance(bad[-1], InputError)

@@ -61,7 +61,7 @@ class Drive:
         self.engine.check()
 
     def result(self, request_id):
-        streams = self.live[request_id].generation.streams
+        streams = self.live[request_id].streams
         return streams.text, streams.audio, np.concatenate(self.sound[request_id])
 
 

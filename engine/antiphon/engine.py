@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from antiphon_kernels import Stop
 
@@ -25,7 +26,7 @@ from .errors import AntiphonError, EngineError, OverloadedError
 from .execution.audio_encoder import EncodedAudio
 from .execution.graphs import Graphs, graphs_for
 from .execution.llm_runner import LlmRunner, StepOutput
-from .live_request import LiveRequest, PreparedRequest, feature_spans, prepare
+from .live_request import LiveRequest, PreparedRequest, check_features, feature_spans, prepare
 from .request import GenerationRequest, step_limit
 from .runtime import Runtime
 from .scheduler import (
@@ -41,10 +42,10 @@ from .scheduler import (
     StepPlan,
     StepResults,
 )
-from .solo import adapted_features
 from .speech import StreamingDetokenizer
 from .speech_stage import SpeechStage
 from .step_builder import PromptChunk, StepBuilder
+from .streams import SlotStreams
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,9 @@ class Engine:
         self.live: dict[str, LiveRequest] = {}
         self._to_encode: list[LiveRequest] = []
         self._outputs: list[Output] = []
-        self._builder = StepBuilder(self.config.max_sequences, self._prompt_chunk)
+        self._builder = StepBuilder(self.config.max_sequences, self._prompt_chunk, self._adapt)
+        self._streams = SlotStreams(llm, self.config.max_sequences)
+        self._in_slot: list[LiveRequest | None] = [None] * self.config.max_sequences
         self._ids = itertools.count(1)
 
     # -- the caller's side ---------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ class Engine:
             return False
         self._drop(live)
         live.generation.reason = "abort"
-        self._outputs.append(Output(request_id, live.generation.finish()))
+        self._outputs.append(Output(request_id, live.generation.finish(live.streams)))
         return True
 
     @property
@@ -159,7 +162,7 @@ class Engine:
 
     def conversation(self, live: LiveRequest) -> Conversation:
         """What was said so far in a request, for a next turn; complete once it is finished."""
-        return Conversation.after(live.prompt, live.generation.streams, self.runtime.config.llm)
+        return Conversation.after(live.prompt, live.streams, self.runtime.config.llm)
 
     # -- encode --------------------------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class Engine:
         prompt = self.runtime.builder.build(prepared.messages, audios, request.output_type)
         live.prompt = request.history.before(prompt) if request.history is not None else prompt
         live.generation.encoded()
-        live.features = adapted_features(self.runtime.llm, live.prompt)
+        check_features(live.prompt, self.runtime.config.llm.adaptor_input_dim)
         live.feature_rows = live.prompt.feature_rows.numpy()
         limit = step_limit(
             len(live.prompt), request.output_type, request.sampling.max_new_tokens, self.runtime.config.llm
@@ -250,10 +253,14 @@ class Engine:
             sampling, state = live.prepared.request.sampling, live.state
             self.runner.state.open(slot, sampling, live.prepared.seed, live.speaks, state.max_new_tokens)
             live.generation.cached_tokens = max(live.generation.cached_tokens, state.num_cached_tokens)
+            self._in_slot[slot] = live
+            streams = live.streams
+            self._streams.open(slot, streams.text)
             if num_generated:
-                self.runner.state.restore(slot, live.generation.streams.text, live.generation.streams.audio)
-        copies = [[(c.source, c.target) for c in plan.copies if (c.group == 0) == trunk] for trunk in (True, False)]
-        self.runner.copy_pages(*copies)
+                self.runner.state.restore(slot, streams.text, streams.audio)
+        if plan.copies:
+            copies = [[(c.source, c.target) for c in plan.copies if (c.group == 0) == trunk] for trunk in (True, False)]
+            self.runner.copy_pages(*copies)
 
     def _prompt_chunk(self, sequence: SequencePlan) -> PromptChunk:
         """Tape rows of a prefill; behind the prompt (recomputed answers) there are no features."""
@@ -262,29 +269,41 @@ class Engine:
         features = live.feature_rows[sequence.start : sequence.start + sequence.length]
         if len(features) < sequence.length:
             features = np.pad(features, (0, sequence.length - len(features)), constant_values=-1)
-        return PromptChunk(rows[:, 0], rows[:, 1], features, live.features)
+        return PromptChunk(rows[:, 0], rows[:, 1], features, live.features(features))
+
+    def _adapt(self, features: Tensor) -> Tensor:
+        llm = self.runtime.llm
+        return llm.adapt(features.to(llm.embed_table.device))
 
     def _commit(self, plan: StepPlan, output: StepOutput) -> None:
-        """Tell the scheduler, then every request, which pair it drew."""
-        finished = [stop != Stop.RUNNING for stop in output.stop]
-        self.scheduler.commit(plan, StepResults(output.text, output.audio, output.text_ended, finished))
-        sampling = np.flatnonzero(plan.samples)
-        self._builder.last_audio[plan.slots[sampling]] = output.audio
-        self._builder.last_text[plan.slots[sampling]] = output.text
-        for i, text, audio, stop in zip(sampling.tolist(), output.text, output.audio, output.stop, strict=True):
-            if live := self.live.get(plan.request_ids[i]):
-                self._take(live, text, audio, stop)
+        """Tell the scheduler which pairs were drawn; new text goes out, speech tokens go on, ends end."""
+        drawn = np.flatnonzero(plan.samples)
+        slots = plan.slots[drawn]
+        text, audio, stop = (np.array(column, np.int64) for column in (output.text, output.audio, output.stop))
+        self._builder.last_audio[slots], self._builder.last_text[slots] = audio, text
+        self.scheduler.commit(plan, StepResults(text, audio, output.text_ended, stop != Stop.RUNNING))
+        said, spoken = self._streams.push(slots, plan.num_generated[drawn], text, audio)
+        ends = dict(zip(slots[stop != Stop.RUNNING].tolist(), stop[stop != Stop.RUNNING].tolist(), strict=True))
+        self._say(slots[said].tolist(), text[said].tolist(), ends)
+        offset = self.runtime.config.llm.audio_token_offset
+        for slot, token in zip(slots[spoken].tolist(), (audio[spoken] - offset).tolist(), strict=True):
+            live = self._in_slot[slot]
+            if live.speaks:
+                self.speech.push(live, token)
+        for slot, code in ends.items():
+            self._end(self._in_slot[slot], Stop(code))
 
-    def _take(self, live: LiveRequest, text: int, audio: int, stop: int) -> None:
-        """One pair of one request: new text goes out, a speech token goes on, an end ends it."""
-        generation = live.generation
-        new, speech = generation.push(text, audio)
-        if speech is not None and live.speaks:
-            self.speech.push(live, speech)
-        if new:
-            self._outputs.append(Output(live.request_id, generation.text_delta(new)))
-        if stop or generation.stopped:
-            self._end(live, Stop(stop))
+    def _say(self, slots: list[int], text_ids: list[int], ends: dict[int, int]) -> None:
+        """New text of one step; a stop text in it adds its slot to ``ends``."""
+        in_slot, outputs = self._in_slot, self._outputs
+        for slot, text_id in zip(slots, text_ids, strict=True):
+            live = in_slot[slot]
+            generation = live.generation
+            new = generation.say(text_id)
+            if new:
+                outputs.append(Output(live.request_id, generation.text_delta(new)))
+            if generation.stopped:
+                ends.setdefault(slot, Stop.RUNNING)
 
     def _end(self, live: LiveRequest, stop: Stop) -> None:
         """Both token streams are over: by the model's end, a limit, or (while the model goes on) a stop text."""
@@ -319,7 +338,7 @@ class Engine:
 
     def _tell_playback(self, live: LiveRequest) -> None:
         """When this request's listener runs out of sound, and at which step its next chunk will be complete."""
-        steps = max(len(live.generation.streams.audio), self.runtime.config.llm.audio_delay)
+        steps = max(live.state.num_generated, self.runtime.config.llm.audio_delay)
         chunk_steps = steps + self.speech.tokens_needed(live)
         self.scheduler.set_playback(live.request_id, self.speech.play_end(live), chunk_steps)
 
@@ -330,7 +349,7 @@ class Engine:
         if live.request_id in self.scheduler.requests or (live.speaks and not self.speech.is_done(live)):
             return
         self._drop(live)
-        self._outputs.append(Output(live.request_id, live.generation.finish()))
+        self._outputs.append(Output(live.request_id, live.generation.finish(live.streams)))
 
     def _guarded(self, live: LiveRequest, work: Callable[[LiveRequest], None]) -> None:
         """Run one request's own work; an error ends that request alone."""

@@ -1,4 +1,4 @@
-"""One request's way out: token pairs in, deltas out, with its usage and timings."""
+"""One request's way out: text ids and sound in, deltas out, with its usage and timings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .text.stop import StopTexts
 
 
 class Generation:
-    """Turns the token pairs and the sound of one request into deltas.
+    """Turns the text ids and the sound of one request into deltas.
 
     Args:
         prompt_len: positions of the prompt.
-        stop: texts that end the answer; ``stopped`` is true once one has come.
+        stop: texts that end the answer; ``stopped`` is true once one has come, whatever the model says next.
         clock: seconds, for the timings.
     """
 
@@ -33,31 +33,28 @@ class Generation:
         stop: tuple[str, ...] = (),
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self.streams = TokenStreams(config)
+        self.config = config
         self.prompt_len = prompt_len
         self.cached_tokens = 0
         self.reason = "stop"
+        self.stopped = False
         self._stop_texts = StopTexts(stop)
         self._text = TextStream(tokenizer)
         self._clock, self._added = clock, clock()
         self._encoded = self._first_text = self._first_audio = None
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop text has come: the answer is over, whatever the model says next."""
-        return self._stop_texts.found
-
     def encoded(self) -> None:
         """The recordings are encoded."""
         self._encoded = self._elapsed()
 
-    def push(self, text: int, audio: int) -> tuple[str, int | None]:
-        """One step's pair, after forcing: new text (possibly none) and the speech token to sound, if any."""
-        text_id, speech = self.streams.push(text, audio)
-        if text_id is None:
-            return "", speech
+    def say(self, text_id: int) -> str:
+        """New text, possibly none, of one more text id."""
         new = self._text.push_one(text_id)
-        return (self._stop_texts.push(new) if self._stop_texts.texts else new), speech
+        if not self._stop_texts.texts:
+            return new
+        new = self._stop_texts.push(new)
+        self.stopped = self._stop_texts.found
+        return new
 
     def end(self, stop: Stop) -> str:
         """The last pair has been pushed: what is left of the text."""
@@ -76,13 +73,14 @@ class Generation:
             self._first_audio = self._elapsed()
         return AudioDelta(pcm)
 
-    def finish(self) -> FinishDelta:
-        """The end, after the last text and sound."""
+    def finish(self, streams: TokenStreams) -> FinishDelta:
+        """The end, after the last text and sound; ``streams``: everything that was drawn."""
+        num_text, num_speech = streams.counts(self.config)
         usage = Usage(
             prompt_tokens=self.prompt_len,
-            steps=len(self.streams.text),
-            text_tokens=self.streams.num_text,
-            audio_tokens=self.streams.num_speech,
+            steps=len(streams.text),
+            text_tokens=num_text,
+            audio_tokens=num_speech,
             cached_tokens=self.cached_tokens,
         )
         timings = Timings(self._encoded, self._first_text, self._first_audio, self._elapsed())

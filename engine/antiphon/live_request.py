@@ -14,6 +14,7 @@ from .prompt import Message, Prompt, load_recordings, parse_messages, wants_feat
 from .request import GenerationRequest, step_limit
 from .runtime import Runtime
 from .scheduler import FeatureSpan, RequestState
+from .streams import TokenStreams
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ def prepare(request: GenerationRequest, runtime: Runtime) -> PreparedRequest:
 class LiveRequest:
     """Mutable state of one accepted request. The engine alone touches it.
 
-    ``prompt`` and ``state`` (the scheduler's) are set when its recordings are encoded.
+    ``prompt``, ``feature_rows`` and ``state`` (the scheduler's) are set when its recordings are encoded.
     """
 
     def __init__(self, request_id: str, prepared: PreparedRequest, runtime: Runtime, clock: Callable[[], float]):
@@ -71,13 +72,41 @@ class LiveRequest:
         )
         self.prompt: Prompt | None = None
         self.feature_rows: np.ndarray | None = None
-        self.features: Tensor | None = None
         self.state: RequestState | None = None
 
     @property
     def seconds_of_audio(self) -> float:
         """Length of its recordings, for the order of encoding."""
         return sum(len(samples) for samples in self.prepared.recordings) / 16_000
+
+    @property
+    def streams(self) -> TokenStreams:
+        """Both streams as far as they were drawn."""
+        if self.state is None:
+            return TokenStreams([], [])
+        rows = self.state.rows(self.state.prompt_len, self.state.num_generated)
+        return TokenStreams(rows[:, 1].tolist(), rows[:, 0].tolist())
+
+    def features(self, rows: np.ndarray) -> list[Tensor]:
+        """Encoder features behind consecutive positions of the prompt with these ``feature_rows``, as views."""
+        used = rows[rows >= 0]
+        if not len(used):
+            return []
+        start, stop, first, parts = int(used[0]), int(used[-1]) + 1, 0, []
+        for audio in self.prompt.audios:
+            low, high = max(start - first, 0), min(stop - first, audio.num_tokens)
+            if low < high:
+                parts.append(audio.features[low:high])
+            first += audio.num_tokens
+        return parts
+
+
+def check_features(prompt: Prompt, width: int) -> None:
+    """InputError unless every recording has the features that the adaptor takes: one row of ``width`` per token."""
+    for audio in prompt.audios:
+        shape = None if audio.features is None else tuple(audio.features.shape)
+        if shape != (audio.num_tokens, width):
+            raise InputError(f"a recording of the history has features {shape}, expected {(audio.num_tokens, width)}")
 
 
 def feature_spans(prompt: Prompt) -> list[FeatureSpan]:

@@ -11,43 +11,48 @@ from torch import Tensor
 
 from .execution.step_batch import StepBatch
 from .scheduler import SequencePlan, StepPlan
-from .upload import upload
 
 
 class PromptChunk(NamedTuple):
-    """Rows of a prompt (or of a tape that is computed again): ids int64 [n], feature rows int64 [n] into ``features``."""
+    """Rows of a prompt (or of a tape that is computed again).
+
+    ids int64 [n]; ``feature_rows`` int64 [n], negative where there is no feature; ``features``: encoder features of the
+    other rows, in order, in any number of pieces.
+    """
 
     audio_ids: np.ndarray
     text_ids: np.ndarray
     feature_rows: np.ndarray
-    features: Tensor | None
+    features: list[Tensor]
 
 
 class StepBuilder:
-    """Knows the last token pair of every slot; ``chunk(sequence)`` supplies the rows of prefills."""
+    """Knows the last token pair of every slot.
 
-    def __init__(self, num_slots: int, chunk: Callable[[SequencePlan], PromptChunk]):
+    Args:
+        chunk: supplies the rows of prefills.
+        adapt: encoder features [n, adaptor input] → adaptor outputs [n, H]; called once per step, with the rows of that
+            step: positions found in the prefix cache cost nothing.
+    """
+
+    def __init__(self, num_slots: int, chunk: Callable[[SequencePlan], PromptChunk], adapt: Callable[[Tensor], Tensor]):
         self.last_audio = np.zeros(num_slots, np.int64)
         self.last_text = np.zeros(num_slots, np.int64)
-        self._chunk = chunk
+        self._chunk, self._adapt = chunk, adapt
 
     def build(self, plan: StepPlan) -> StepBatch:
         """The batch of a plan: decode rows first, then prompt chunks."""
         decodes = plan.slots[: plan.num_decodes]
-        audio, text = [self.last_audio[decodes]], [self.last_text[decodes]]
-        rows, features, num_features = [np.full(len(decodes), -1)], [], 0
-        for sequence in plan.chunks:
-            chunk = self._chunk(sequence)
-            audio.append(chunk.audio_ids)
-            text.append(chunk.text_ids)
-            used = chunk.feature_rows >= 0
-            if used.any():
-                (wanted,) = upload([chunk.feature_rows[used]], chunk.features.device)
-                features.append(chunk.features[wanted])
-                rows.append(np.where(used, np.cumsum(used) - 1 + num_features, -1))
-                num_features += len(wanted)
-            else:
-                rows.append(chunk.feature_rows)
+        audio, text, features = self.last_audio[decodes], self.last_text[decodes], []
+        feature_rows = None
+        if len(plan.slots) > plan.num_decodes:
+            chunks = [self._chunk(sequence) for sequence in plan.chunks]
+            audio = np.concatenate([audio, *(chunk.audio_ids for chunk in chunks)])
+            text = np.concatenate([text, *(chunk.text_ids for chunk in chunks)])
+            features = [piece for chunk in chunks for piece in chunk.features]
+            if features:
+                rows = np.concatenate([np.full(len(decodes), -1), *(chunk.feature_rows for chunk in chunks)])
+                feature_rows = np.where(rows >= 0, np.cumsum(rows >= 0) - 1, -1)
         return StepBatch(
             slots=plan.slots,
             starts=plan.starts,
@@ -56,9 +61,9 @@ class StepBuilder:
             steps=plan.num_generated,
             run_text=plan.run_text,
             run_audio=plan.run_audio,
-            audio_ids=np.concatenate(audio),
-            text_ids=np.concatenate(text),
-            feature_rows=np.concatenate(rows) if features else None,
-            features=torch.cat(features) if features else None,
+            audio_ids=audio,
+            text_ids=text,
+            feature_rows=feature_rows,
+            features=self._adapt(torch.cat(features)) if features else None,
             tables=plan.block_tables,
         )

@@ -17,14 +17,19 @@ class TextStream:
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._unfinished = False
 
     def push(self, ids: Iterable[int]) -> str:
         """Text that became complete with ``ids``; may be empty."""
-        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+        return self._decode(self._tokenizer.decode_bytes(ids))
 
     def push_one(self, token: int) -> str:
-        """As :meth:`push` with one id, for the loop that decodes."""
-        return self._decoder.decode(self._tokenizer.piece(token))
+        """As :meth:`push` with one id, for the loop that decodes: mostly a look-up."""
+        if not self._unfinished:
+            whole = self._tokenizer.whole(token)
+            if whole is not None:
+                return whole
+        return self._decode(self._tokenizer.piece(token))
 
     def flush(self) -> str:
         """The rest: U+FFFD for a character that never ended, else empty. Ready for a new text afterwards."""
@@ -35,3 +40,9 @@ class TextStream:
     def reset(self) -> None:
         """Forget an unfinished character."""
         self._decoder.reset()
+        self._unfinished = False
+
+    def _decode(self, data: bytes) -> str:
+        new = self._decoder.decode(data)
+        self._unfinished = bool(self._decoder.getstate()[0])
+        return new

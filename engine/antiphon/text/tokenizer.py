@@ -59,6 +59,7 @@ class TextTokenizer:
             self._bytes[rank] = piece
         for name, token in self.special_tokens.items():
             self._bytes[token] = name.encode("utf-8")
+        self._whole: dict[int, str | None] = {}
 
     @classmethod
     def from_file(cls, path: Path, num_base: int | None = None) -> TextTokenizer:
@@ -101,6 +102,17 @@ class TextTokenizer:
         if not 0 <= token < len(self._bytes):
             raise InputError(f"text id {token}: expected 0 <= id < {len(self._bytes)}")
         return self._bytes[token]
+
+    def whole(self, token: int) -> str | None:
+        """Text of one id, None if its bytes are not complete characters; InputError as :meth:`piece`. Remembered."""
+        try:
+            return self._whole[token]
+        except KeyError:
+            try:
+                self._whole[token] = self.piece(token).decode("utf-8")
+            except UnicodeDecodeError:
+                self._whole[token] = None
+            return self._whole[token]
 
 
 def split_runs(text: str, limit: int) -> Iterator[str]:
