@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import random
 import time
@@ -94,17 +95,16 @@ async def chat(target: Target, sounds: list[bytes]) -> list[Measured]:
 
 async def _chat(target: Target, scenario: str, body: dict) -> Measured:
     measured, leave = Measured(scenario, time.monotonic()), target.leaves()
-    rest = b""
+    rest, url = b"", target.url + "/v1/chat/completions"
     try:
-        async for piece in post(
-            target.url + "/v1/chat/completions", json.dumps(body).encode(), "application/json", target.key
-        ):
-            *events, rest = (rest + piece).split(b"\n\n")
-            for event in events:
-                _chat_event(measured, event)
-            if leave is not None and time.monotonic() - measured.start > leave:
-                measured.left = True
-                break
+        async with contextlib.aclosing(post(url, json.dumps(body).encode(), "application/json", target.key)) as pieces:
+            async for piece in pieces:
+                *events, rest = (rest + piece).split(b"\n\n")
+                for event in events:
+                    _chat_event(measured, event)
+                if leave is not None and time.monotonic() - measured.start > leave:
+                    measured.left = True
+                    break
     except HttpFailure as error:
         measured.error = str(error.status)
     measured.end = time.monotonic() - measured.start
@@ -112,7 +112,8 @@ async def _chat(target: Target, scenario: str, body: dict) -> Measured:
 
 
 def _chat_event(measured: Measured, event: bytes) -> None:
-    if b"[DONE]" in event:
+    """Read one event; what cannot tell anything new is not even parsed."""
+    if b"[DONE]" in event or (measured.first_text is not None and b'"audio"' not in event and b'"error"' not in event):
         return
     data = json.loads(event[6:])
     if "error" in data:

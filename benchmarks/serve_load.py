@@ -23,13 +23,17 @@ import json
 import random
 import sys
 import urllib.request
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import TypeVar
 
 from .report import add_json_option, publish, table
 from .serve_clients import CLIENTS, SCENARIOS, Target
 from .serve_phases import PHASES, Client, Phase
 from .serve_process import serving
 from .serve_summary import COLUMNS, MEMORY_COLUMNS, plot
+
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -42,7 +46,7 @@ def main() -> int:
     with own as url:
         model = arguments.model or served_model(url, arguments.key)
         target = Target(url.rstrip("/"), model, arguments.key, arguments.hangup, arguments.turns)
-        phases = asyncio.run(run(arguments, target))
+        phases = run_loop(run(arguments, target))
     rows = [row for phase in phases for row in phase.rows]
     memory = [row for phase in phases for row in phase.memory]
     failures = [failure for phase in phases for failure in phase.failures]
@@ -62,6 +66,15 @@ def main() -> int:
     publish("serve_load", rows, arguments.json, **more)
     print("\n".join(failures), file=sys.stderr)
     return int(bool(failures) and arguments.strict)
+
+
+def run_loop(work: Coroutine[None, None, T]) -> T:
+    """``asyncio.run``, on uvloop where it is installed: the clients share the server's processors."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
 
 
 async def run(arguments: argparse.Namespace, target: Target) -> list[Phase]:

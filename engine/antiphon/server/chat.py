@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
-import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from .. import __version__
 from ..deltas import AudioDelta, FinishDelta, TextDelta, Usage
@@ -24,6 +22,8 @@ from .chat_messages import engine_input
 from .chat_schema import ChatRequest
 from .connection import until_disconnect
 from .errors import as_api_error, bad_request, envelope
+from .event_stream import DONE, EventStream, event
+from .ids import new_id
 from .records import AudioRecord, digest
 from .service import Service, sampling_of
 
@@ -38,8 +38,8 @@ class Completion:
 
     request: ChatRequest
     stream: RequestStream
-    id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
-    audio_id: str = dataclasses.field(default_factory=lambda: f"audio_{secrets.token_hex(12)}")
+    id: str = dataclasses.field(default_factory=lambda: new_id("chatcmpl-"))
+    audio_id: str = dataclasses.field(default_factory=lambda: new_id("audio_"))
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def body(self, kind: str, choices: list, **more: Any) -> dict[str, Any]:
@@ -61,11 +61,6 @@ class Completion:
         return event(self.body("chat.completion.chunk", [choice], **more))
 
 
-def event(data: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation in text, or in text and speech."""
@@ -78,15 +73,11 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         await stream.accepted()
         completion = Completion(body, stream)
         if body.stream:
-            return StreamingResponse(stream_answer(service, completion), media_type="text/event-stream", headers=NO_CACHE)
+            return EventStream(stream_answer(service, completion))
         return await until_disconnect(request, whole_answer(service, completion))
     except BaseException:
         stream.abort()
         raise
-
-
-DONE = b"data: [DONE]\n\n"
-NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def check(service: Service, body: ChatRequest) -> None:
@@ -143,7 +134,7 @@ async def whole_answer(service: Service, completion: Completion) -> Response:
     return JSONResponse(completion.body("chat.completion", [choice], usage=usage_of(finish.usage)))
 
 
-async def stream_answer(service: Service, completion: Completion) -> AsyncIterator[bytes]:
+async def stream_answer(service: Service, completion: Completion) -> AsyncGenerator[bytes, None]:
     """The answer in server-sent events; an error becomes an event too, since the status has been sent.
 
     What is ready at once is sent at once: the greeting with the first delta, everything behind the last one together.
@@ -204,5 +195,3 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 def _wants_usage(request: ChatRequest) -> bool:
     return request.stream_options is not None and request.stream_options.include_usage
-
-

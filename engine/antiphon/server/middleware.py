@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import logging
-import secrets
 import time
 from collections.abc import Iterable
 
+import anyio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, envelope, response
+from .ids import new_id
 
 logger = logging.getLogger("antiphon.access")
 
@@ -90,11 +90,14 @@ class _LimitedBody:
         self.complete = False
 
     async def __call__(self) -> Message:
+        if self.complete:
+            return await self.receive()
         try:
-            message = await asyncio.wait_for(self.receive(), None if self.complete else BODY_TIMEOUT)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(BODY_TIMEOUT):
+                message = await self.receive()
+        except TimeoutError:
             raise HTTPException(408, f"the body did not come within {BODY_TIMEOUT:g} s") from None
-        self.complete = self.complete or not message.get("more_body", False)
+        self.complete = not message.get("more_body", False)
         self.left -= len(message.get("body", b""))
         if self.left < 0:
             raise HTTPException(413, f"the body is larger than {self.limit} bytes")  # the one kind that FastAPI lets pass
@@ -106,7 +109,7 @@ class _Call:
 
     def __init__(self, scope: Scope, send: Send, service):
         self.scope, self._send, self.service = scope, send, service
-        self.id = f"req_{secrets.token_hex(12)}"
+        self.id = new_id("req_")
         self.status: int | None = None
         self.start = time.perf_counter()
         scope.setdefault("state", {})["request_id"] = self.id
@@ -122,6 +125,8 @@ class _Call:
         path = getattr(route, "path", "unknown") if self.status != 404 else "unknown"
         if self.scope["type"] == "http":
             self.service.metrics.http.labels(path, str(self.status)).inc()
+        if not logger.isEnabledFor(logging.INFO):
+            return
         line = {
             "id": self.id,
             "method": self.scope.get("method", "WS"),

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from ..config import SAMPLE_RATE_IN
 from ..deltas import FinishDelta, TextDelta, Usage
 from ..errors import AntiphonError
 from ..request import GenerationRequest, SamplingParams, StreamSampling
 from ..request_stream import RequestStream
-from .chat import DONE, NO_CACHE, event
 from .connection import until_disconnect
 from .errors import as_api_error, bad_request, envelope
+from .event_stream import DONE, EventStream, event
 from .media import AudioBudget
 from .service import Service
 from .subtitles import Segment, srt, vtt
@@ -62,7 +62,7 @@ async def transcriptions(
     job = Job(service, samples, prompt or INSTRUCTION, temperature)
     await job.begin()
     if stream:
-        return StreamingResponse(_events(job), media_type="text/event-stream", headers=NO_CACHE)
+        return EventStream(_events(job))
     return await until_disconnect(request, _whole(job, response_format, language))
 
 
@@ -174,7 +174,7 @@ def _verbose(job: Job, segments: list[Segment], said: str, language: str) -> dic
     }
 
 
-async def _events(job: Job) -> AsyncIterator[bytes]:
+async def _events(job: Job) -> AsyncGenerator[bytes, None]:
     """Server-sent events; windows are joined by a space."""
     said, last = "", 0
     try:

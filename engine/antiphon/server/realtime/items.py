@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ...config import SAMPLE_RATE_IN
+from ..ids import new_id
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Item:
 
     role: str
     content: list[dict[str, Any]]
-    id: str = field(default_factory=lambda: f"item_{secrets.token_hex(10)}")
+    id: str = field(default_factory=lambda: new_id("item_", 10))
     status: str = "completed"
     sound: dict[int, np.ndarray] = field(default_factory=dict)
     version: int = 0

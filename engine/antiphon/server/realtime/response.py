@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ...errors import AntiphonError
 from ...request import GenerationRequest
 from ...request_stream import RequestStream
 from ..errors import ApiError, as_api_error, bad_request
+from ..ids import new_id
 from . import item_events
 from .audio import OutputEncoder
 from .items import Item, ItemList
@@ -33,7 +33,7 @@ class Response:
         self.session, self.param = session, param or ResponseParam()
         self.settings = copy.deepcopy(session.settings)
         self.settings.change(self.param)
-        self.id = f"resp_{secrets.token_hex(10)}"
+        self.id = new_id("resp_", 10)
         self.status, self.reason = "in_progress", None
         self.error: ApiError | None = None
         self.usage: Usage | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ApiError, bad_request, envelope
+from ..ids import new_id
 from ..service import Service
 from . import dispatch
 from .items import ItemList
@@ -38,8 +38,8 @@ class Session:
 
     def __init__(self, service: Service, deliver: Callable[[dict[str, Any]], Awaitable[None]]):
         self.service, self._deliver = service, deliver
-        self.id = f"sess_{secrets.token_hex(10)}"
-        self.conversation_id = f"conv_{secrets.token_hex(10)}"
+        self.id = new_id("sess_", 10)
+        self.conversation_id = new_id("conv_", 10)
         self.salt = b""
         self.settings = Settings(service.name)
         self.items = ItemList()
@@ -76,7 +76,7 @@ class Session:
 
     async def send(self, kind: str, **fields: Any) -> None:
         """One event to the client."""
-        await self._deliver({"type": kind, "event_id": f"event_{secrets.token_hex(10)}"} | fields)
+        await self._deliver({"type": kind, "event_id": new_id("event_", 10)} | fields)
 
     async def send_error(self, error: ApiError, cause: str | None = None) -> None:
         """An error event; ``cause``: the client's event."""
