@@ -34,6 +34,16 @@ class NullState:
         """A slot's history comes back."""
 
 
+class NullStep:
+    """A step that is done already."""
+
+    def __init__(self, output: StepOutput):
+        self._output = output
+
+    def outputs(self) -> list[StepOutput]:
+        return [self._output]
+
+
 class NullRunner:
     """Random text tokens, never an end. ``seconds`` is what it needed itself."""
 
@@ -46,13 +56,13 @@ class NullRunner:
     def copy_pages(self, *_: object) -> None:
         """There are none."""
 
-    def run(self, batch: StepBatch) -> StepOutput:
+    def start(self, batch: StepBatch, steps: int) -> NullStep:
         started = time.perf_counter()
         count = int(batch.samples.sum())
         text = self.random.integers(0, self.text_ids, count).tolist()
         output = StepOutput(text, [0] * count, [False] * count, [0] * count)
         self.seconds += time.perf_counter() - started
-        return output
+        return NullStep(output)
 
 
 def measure(runtime: Runtime, streams: int, steps: int) -> dict:

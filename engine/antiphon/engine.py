@@ -86,7 +86,10 @@ class Engine:
         graphs = graphs_for(runtime.device) if graphs is None else graphs
         self.runner = LlmRunner.build(runtime.llm, sizes, self.config.max_sequences, runtime.dtype, graphs)
         if runtime.device.type == "cuda" and self.runner.graphs is not None:
-            self.runner.graphs.prepare(captured_rows(self.config), self.runner.graphs.widths[:1])
+            steps = (1, self.config.decode_steps_per_launch)
+            self.runner.graphs.prepare(captured_rows(self.config), self.runner.graphs.widths[:1], steps)
+        in_one_graph = self.config.max_sequences <= self.runner.max_launch
+        self._max_steps = self.config.decode_steps_per_launch if in_one_graph else 1
         self._cost = LinearCostModel()
         self.scheduler = Scheduler(
             SchedulerConfig(
@@ -228,22 +231,24 @@ class Engine:
     # -- think ---------------------------------------------------------------------------------------------------
 
     def _think(self) -> bool:
-        """One ragged step of the language model; False if there is nothing to compute."""
-        plan = self.scheduler.schedule(self.clock())
+        """One ragged step of the language model, or several decode steps in a row; False if there is nothing to compute."""
+        plan = self.scheduler.schedule(self.clock(), 1 if self._to_encode else self._max_steps)
         if plan is None:
             return False
         try:
             self._assign(plan)
             started = self.clock()
-            output = self.runner.run(self._builder.build(plan))
+            outputs = self.runner.start(self._builder.build(plan), plan.steps).outputs()
         except Exception as error:
             logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.request_ids))
             self.scheduler.discard(plan)
             for request_id in plan.request_ids:
                 self._fail(self.live[request_id], EngineError(f"the model step failed: {error}"))
             return True
-        self._cost.observe_llm_step(plan.num_rows - plan.num_decodes, plan.num_decodes, self.clock() - started)
-        self._commit(plan, output)
+        seconds = (self.clock() - started) / plan.steps
+        self._cost.observe_llm_step(plan.num_rows - plan.num_decodes, plan.num_decodes, seconds)
+        for step, output in enumerate(outputs):
+            self._commit(plan, output, step)
         return True
 
     def _assign(self, plan: StepPlan) -> None:
@@ -275,14 +280,25 @@ class Engine:
         llm = self.runtime.llm
         return llm.adapt(features.to(llm.embed_table.device))
 
-    def _commit(self, plan: StepPlan, output: StepOutput) -> None:
-        """Tell the scheduler which pairs were drawn; new text goes out, speech tokens go on, ends end."""
+    def _commit(self, plan: StepPlan, output: StepOutput, step: int) -> None:
+        """Tell the scheduler which pairs were drawn; new text goes out, speech tokens go on, ends end.
+
+        ``step`` of the plan; whoever ended in an earlier one drew nothing.
+        """
         drawn = np.flatnonzero(plan.samples)
+        columns = [np.array(c, np.int64) for c in (output.text, output.audio, output.stop, output.text_ended)]
+        if step:
+            running = self.scheduler.table.decoding[plan.slots[drawn]]
+            drawn, columns = drawn[running], [column[running] for column in columns]
         slots = plan.slots[drawn]
-        text, audio, stop = (np.array(column, np.int64) for column in (output.text, output.audio, output.stop))
+        text, audio, stop, text_ended = columns
         self._builder.last_audio[slots], self._builder.last_text[slots] = audio, text
-        self.scheduler.commit(plan, StepResults(text, audio, output.text_ended, stop != Stop.RUNNING))
-        said, spoken = self._streams.push(slots, plan.num_generated[drawn], text, audio)
+        results = StepResults(text, audio, text_ended, stop != Stop.RUNNING)
+        if step:
+            self.scheduler.commit_next(slots, results)
+        else:
+            self.scheduler.commit(plan, results)
+        said, spoken = self._streams.push(slots, plan.num_generated[drawn] + step, text, audio)
         ends = dict(zip(slots[stop != Stop.RUNNING].tolist(), stop[stop != Stop.RUNNING].tolist(), strict=True))
         self._say(slots[said].tolist(), text[said].tolist(), ends)
         offset = self.runtime.config.llm.audio_token_offset
