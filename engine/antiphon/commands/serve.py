@@ -9,7 +9,9 @@ from pathlib import Path
 from ..errors import CheckpointError, ConfigError
 from .options import add_model_options
 
-ENGINE_OPTIONS = ("max_sequences", "token_budget", "kv_bytes", "kv_pages", "max_speech_batch", "max_waiting")
+ENGINE_OPTIONS = (
+    "max_sequences", "token_budget", "kv_bytes", "kv_pages", "max_speech_batch", "max_waiting", "decode_steps_per_launch",
+)  # fmt: skip
 
 
 def add(subparsers) -> None:
