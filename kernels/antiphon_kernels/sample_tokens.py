@@ -21,6 +21,8 @@ from .philox import gumbel, gumbel_triton
 from .triton_support import available, cdiv, check, jit, launch, next_power_of_2, row_contiguous, supported_dtype, tl
 
 GREEDY_TEMPERATURE = 1e-6
+REFERENCE_SPAN = 128
+"""Logits of which the reference looks at the largest first: a pass over the maxima leaves few candidates for the top-k."""
 
 
 def penalise(logits: torch.Tensor, recent: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -36,19 +38,29 @@ def top_k_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Ids of the k largest of logits [V], lowest ids on ties, ascending; k = 0 or k >= V means all."""
     if k <= 0 or k >= logits.shape[0]:
         return torch.arange(logits.shape[0], device=logits.device)
-    threshold = logits.topk(k).values[-1]
-    above = (logits > threshold).nonzero()[:, 0]
-    level = (logits == threshold).nonzero()[: k - above.shape[0], 0]
+    ids = _candidates(logits, k)
+    values = logits[ids]
+    threshold = values.topk(k).values[-1]
+    above = ids[values > threshold]
+    level = ids[values == threshold][: k - above.shape[0]]
     return torch.cat((above, level)).sort().values
 
 
+def _candidates(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Ids, ascending, among them the k largest of logits [V] and all their ties: whatever is not below the k-th best span."""
+    count = logits.shape[0] // REFERENCE_SPAN
+    if count < k:
+        return torch.arange(logits.shape[0], device=logits.device)
+    best = logits[: count * REFERENCE_SPAN].view(count, REFERENCE_SPAN).amax(1)
+    return (logits >= best.topk(k).values[-1]).nonzero()[:, 0]
+
+
 def draw(
-    logits: torch.Tensor, temperature: float, k: int, seed: torch.Tensor, step: torch.Tensor, stream: int
+    ids: torch.Tensor, scores: torch.Tensor, steps: torch.Tensor, seeds: torch.Tensor, stream: int
 ) -> torch.Tensor:
-    """Gumbel-max draw from one row of float32 logits [V]."""
-    ids = top_k_ids(logits, k)
-    noise = gumbel(ids[None], step.view(1, 1), seed.view(1, 1), stream)[0]
-    return ids[torch.argmax(logits[ids] / temperature + noise)]
+    """Gumbel-max draw per row: ids int64 [R, n] ascending, their logits / temperature float32 [R, n], steps and seeds [R]."""
+    noise = gumbel(ids, steps[:, None], seeds[:, None], stream)
+    return ids.gather(1, torch.argmax(scores + noise, 1, keepdim=True))[:, 0]
 
 
 def reference(
@@ -63,17 +75,25 @@ def reference(
     seeds: torch.Tensor,
     stream: int,
 ) -> torch.Tensor:
-    """Row by row."""
+    """Row by row, but for the noise: rows with equally many candidates draw together."""
     out = slots.new_empty(slots.shape[0])
-    for row, slot in enumerate(slots.tolist()):
-        scores, length, reach = logits[row], int(history_len[slot]), int(window[slot])
-        if penalty[slot] > 1 and length > reach:
-            scores = penalise(scores, history[slot, length - reach : length], float(penalty[slot]))
+    columns = [column[slots].tolist() for column in (history_len, window, penalty, temperature, top_k)]
+    candidates: dict[int, list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
+    for row, (slot, length, reach, factor, heat, k) in enumerate(zip(slots.tolist(), *columns, strict=True)):
+        scores = logits[row]
+        if factor > 1 and length > reach:
+            scores = penalise(scores, history[slot, length - reach : length], factor)
         scores = scores.float()
-        if temperature[slot] <= GREEDY_TEMPERATURE:
+        if heat <= GREEDY_TEMPERATURE:
             out[row] = torch.argmax(scores)
         else:
-            out[row] = draw(scores, float(temperature[slot]), int(top_k[slot]), seeds[slot], history_len[slot], stream)
+            ids = top_k_ids(scores, k)
+            candidates.setdefault(len(ids), []).append((row, ids, scores[ids] / heat))
+    for group in candidates.values():
+        place, ids, scores = zip(*group, strict=True)
+        rows = torch.tensor(place, device=slots.device)
+        chosen = slots[rows]
+        out[rows] = draw(torch.stack(ids), torch.stack(scores), history_len[chosen], seeds[chosen], stream)
     return out
 
 
