@@ -17,7 +17,7 @@ from .text.stop import StopTexts
 
 
 class Generation:
-    """Turns the text ids and the sound of one request into deltas.
+    """Turns the text ids and the sound of one request into deltas. ``say(text_id)``: new text of one more id, possibly none.
 
     Args:
         prompt_len: positions of the prompt.
@@ -40,21 +40,13 @@ class Generation:
         self.stopped = False
         self._stop_texts = StopTexts(stop)
         self._text = TextStream(tokenizer)
+        self.say: Callable[[int], str] = self._say_until_stopped if stop else self._text.push_one
         self._clock, self._added = clock, clock()
         self._encoded = self._first_text = self._first_audio = None
 
     def encoded(self) -> None:
         """The recordings are encoded."""
         self._encoded = self._elapsed()
-
-    def say(self, text_id: int) -> str:
-        """New text, possibly none, of one more text id."""
-        new = self._text.push_one(text_id)
-        if not self._stop_texts.texts:
-            return new
-        new = self._stop_texts.push(new)
-        self.stopped = self._stop_texts.found
-        return new
 
     def end(self, stop: Stop) -> str:
         """The last pair has been pushed: what is left of the text."""
@@ -85,6 +77,11 @@ class Generation:
         )
         timings = Timings(self._encoded, self._first_text, self._first_audio, self._elapsed())
         return FinishDelta(self.reason, usage, timings)
+
+    def _say_until_stopped(self, text_id: int) -> str:
+        new = self._stop_texts.push(self._text.push_one(text_id))
+        self.stopped = self._stop_texts.found
+        return new
 
     def _elapsed(self) -> float:
         return self._clock() - self._added

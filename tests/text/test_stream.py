@@ -24,6 +24,15 @@ def test_deltas_join_to_the_whole_text(portions):
     assert text == TOKENIZER.decode([i for ids in portions for i in ids])
 
 
+@settings(max_examples=300, deadline=None)
+@given(PORTIONS)
+def test_one_by_one_is_the_same_as_in_portions(portions):
+    one, many = TextStream(TOKENIZER), TextStream(TOKENIZER)
+    for ids in portions:
+        assert "".join(one.push_one(i) for i in ids) == many.push(ids)
+    assert one.flush() == many.flush()
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=20))
 def test_valid_text_never_shows_a_cut_character(text):

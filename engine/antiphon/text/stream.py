@@ -15,9 +15,8 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: TextTokenizer):
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._unfinished = False
+        self._tokenizer, self._whole = tokenizer, tokenizer.whole
+        self._rest = b""
 
     def push(self, ids: Iterable[int]) -> str:
         """Text that became complete with ``ids``; may be empty."""
@@ -25,24 +24,24 @@ class TextStream:
 
     def push_one(self, token: int) -> str:
         """As :meth:`push` with one id, for the loop that decodes: mostly a look-up."""
-        if not self._unfinished:
-            whole = self._tokenizer.whole(token)
+        if not self._rest:
+            whole = self._whole[token]
             if whole is not None:
                 return whole
         return self._decode(self._tokenizer.piece(token))
 
     def flush(self) -> str:
         """The rest: U+FFFD for a character that never ended, else empty. Ready for a new text afterwards."""
-        rest = self._decoder.decode(b"", final=True)
+        text = self._rest.decode("utf-8", "replace")
         self.reset()
-        return rest
+        return text
 
     def reset(self) -> None:
         """Forget an unfinished character."""
-        self._decoder.reset()
-        self._unfinished = False
+        self._rest = b""
 
     def _decode(self, data: bytes) -> str:
-        new = self._decoder.decode(data)
-        self._unfinished = bool(self._decoder.getstate()[0])
-        return new
+        data = self._rest + data
+        text, used = codecs.utf_8_decode(data, "replace")
+        self._rest = data[used:]
+        return text

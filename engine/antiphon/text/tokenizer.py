@@ -59,7 +59,7 @@ class TextTokenizer:
             self._bytes[rank] = piece
         for name, token in self.special_tokens.items():
             self._bytes[token] = name.encode("utf-8")
-        self._whole: dict[int, str | None] = {}
+        self.whole = _Whole(self)
 
     @classmethod
     def from_file(cls, path: Path, num_base: int | None = None) -> TextTokenizer:
@@ -103,16 +103,20 @@ class TextTokenizer:
             raise InputError(f"text id {token}: expected 0 <= id < {len(self._bytes)}")
         return self._bytes[token]
 
-    def whole(self, token: int) -> str | None:
-        """Text of one id, None if its bytes are not complete characters; InputError as :meth:`piece`. Remembered."""
+
+class _Whole(dict):
+    """``whole[token]``: text of one id, None if its bytes are not complete characters; found at the first look."""
+
+    def __init__(self, tokenizer: TextTokenizer):
+        super().__init__()
+        self._piece = tokenizer.piece
+
+    def __missing__(self, token: int) -> str | None:
         try:
-            return self._whole[token]
-        except KeyError:
-            try:
-                self._whole[token] = self.piece(token).decode("utf-8")
-            except UnicodeDecodeError:
-                self._whole[token] = None
-            return self._whole[token]
+            self[token] = self._piece(token).decode("utf-8")
+        except UnicodeDecodeError:
+            self[token] = None
+        return self[token]
 
 
 def split_runs(text: str, limit: int) -> Iterator[str]:
