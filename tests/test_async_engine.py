@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -135,7 +138,7 @@ def test_more_requests_than_allowed_are_refused():
 
 def test_killed_under_load_everyone_hears_of_it_and_service_returns():
     async def main():
-        async with AsyncEngine(ProcessBackend(SLOW)) as engine:
+        async with AsyncEngine(ProcessBackend(dataclasses.replace(SLOW, load_seconds=1.0))) as engine:
             streams = [engine.generate(request()) for _ in range(16)]
             for stream in streams:
                 await anext(stream)
@@ -216,3 +219,19 @@ def test_the_model_answers_as_it_does_in_the_plain_engine(backend, tiny, tiny_ru
         assert deltas[-1].usage.steps == expected[-1].usage.steps
 
     run(main)
+
+
+def test_a_main_module_without_a_guard_is_an_error_and_no_hang(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import asyncio\n"
+        "from antiphon.async_engine import AsyncEngine\n"
+        "from antiphon.engine_process import ProcessBackend\n"
+        "from antiphon.null_engine import NullSpec\n"
+        "async def main():\n"
+        "    async with AsyncEngine(ProcessBackend(NullSpec())) as engine:\n"
+        "        print('ready')\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode != 0 and "EngineDeadError: the engine is failed" in done.stderr

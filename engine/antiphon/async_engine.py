@@ -60,6 +60,9 @@ class AsyncEngine:
         backend: where the engine runs.
         max_in_flight: requests that may be under way before :meth:`generate` refuses more.
         max_buffered_bytes: unread deltas of one request; a reader further behind loses its request.
+
+    Attributes:
+        load_seconds: how long the engine that runs now took to load its model, without the start of its process.
     """
 
     def __init__(self, backend: EngineBackend, *, max_in_flight: int = 1024, max_buffered_bytes: int = 64 << 20):
@@ -69,6 +72,7 @@ class AsyncEngine:
         self.state: State = "new"
         self.statistics = Statistics()
         self.num_deaths = 0
+        self.load_seconds: float | None = None
         self._info: EngineInfo | None = None
         self._mailboxes: dict[str, Mailbox] = {}
         self._ids = itertools.count(1)
@@ -189,7 +193,7 @@ class AsyncEngine:
             if isinstance(event, Statistics):
                 self.statistics = event
             elif isinstance(event, Ready):
-                self._info = event.info
+                self._info, self.load_seconds = event.info, event.load_seconds
                 self._set_state("ready", "")
             elif isinstance(event, Died):
                 self._died(event)

@@ -61,9 +61,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is loaded and takes requests."""
+    """The engine is loaded, which took ``load_seconds``, and takes requests."""
 
     info: EngineInfo
+    load_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,20 @@ logger = logging.getLogger(__name__)
 
 HUNG = 70
 """Exit code of an engine that ended itself because a step hung."""
+PRELOAD = ("antiphon.engine_process",)
+"""What a process has imported before it is forked from the fork server: all that an engine needs, PyTorch included. Nothing of
+it may start a thread or touch a GPU at import."""
+FIRST_ATTEMPTS = 3
+"""Processes of an engine that has never been ready; one that has been is started again for ever."""
 LONGEST_PAUSE = 10.0
 """Seconds between restarts of an engine that keeps dying before it is ready; the first restart is immediate."""
 
 
 class ProcessBackend:
-    """Runs an engine in a spawned process; restarts it when it dies, unless its model cannot be loaded at all.
+    """Runs an engine in a process of its own; restarts it when it dies, unless its model cannot be loaded at all.
+
+    Where the system can fork, the process is forked from a server that has imported everything and nothing else, so that a
+    restart takes as long as loading the model does.
 
     Args:
         step_timeout: an engine that hangs in one step for so many seconds counts as dead.
@@ -77,20 +85,40 @@ class ProcessBackend:
 
     def _supervise(self, deliver: Deliver) -> None:
         """Spawn, read events until the process ends, and again."""
-        pause = 0.0
+        pause, failures, ever_ready = 0.0, 0, False
         while not self._closing.wait(pause):
-            process, connection = self._spawn()
-            ready, final = self._read(connection, process, deliver)
-            self._connection = None
-            connection.close()
-            process.join()
+            ready, final, reason = self._run_once(deliver)
+            ever_ready = ever_ready or ready
+            failures = 0 if ready else failures + 1
             if self._closing.is_set() or final:
                 return
+            final = not ever_ready and failures >= FIRST_ATTEMPTS
+            deliver([Died(reason, final)])
+            if final:
+                return
             pause = 0.0 if ready else min(LONGEST_PAUSE, 2 * pause + 0.5)
-            logger.error("the engine process ended with code %s; restarting it in %.1f s", process.exitcode, pause)
+            logger.error("%s; restarting it in %.1f s", reason, pause)
+
+    def _run_once(self, deliver: Deliver) -> tuple[bool, bool, str]:
+        """One process from start to end: was it ever ready, has it said itself that its end is final, how did it end?"""
+        try:
+            process, connection = self._spawn()
+        except RuntimeError as error:  # a main module that starts processes when it is imported; no attempt can succeed
+            deliver([Died(f"no process could be started for the engine: {error}", final=True)])
+            return False, True, ""
+        except OSError as error:
+            return False, False, f"no process could be started for the engine: {error}"
+        ready, final = self._read(connection, process, deliver)
+        self._connection = None
+        connection.close()
+        process.join(1.0)
+        if process.is_alive():
+            process.kill()  # it has said its last word, and callers wait to hear of its end
+            process.join()
+        return ready, final, f"the engine process ended with code {process.exitcode}"
 
     def _spawn(self) -> tuple[Any, Connection]:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         connection, theirs = context.Pipe()
         arguments = (self.spec, theirs, self.step_timeout, logging.getLogger("antiphon").getEffectiveLevel())
         process = context.Process(target=run_engine, args=arguments, name="antiphon-engine", daemon=True)
@@ -109,8 +137,6 @@ class ProcessBackend:
             except (EOFError, OSError):
                 events = None
             if events is None:
-                process.join(1.0)
-                deliver([Died(f"the engine process ended with code {process.exitcode}")])
                 return ready, False
             deliver(events)
             ready = ready or any(isinstance(event, Ready) for event in events)
@@ -128,6 +154,15 @@ class ProcessBackend:
                 logger.debug("a command was lost with the engine process")
 
 
+def _context() -> Any:
+    """How to start a process: forked from a server with our imports, or spawned."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    return context
+
+
 def run_engine(spec: EngineSpec, connection: Connection, step_timeout: float, log_level: int) -> None:
     """The process: load, then work until told to stop or until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
@@ -137,8 +172,10 @@ def run_engine(spec: EngineSpec, connection: Connection, step_timeout: float, lo
         if events:
             connection.send_bytes(_pickled(events))
 
+    start = time.monotonic()
     try:
         worker = EngineWorker(spec.build(), deliver)
+        worker.load_seconds = time.monotonic() - start
     except AntiphonError as error:
         deliver([Died(str(error), final=True)])
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from .engine_messages import Command, Deliver, Died, Shutdown
 from .engine_spec import EngineSpec
@@ -45,8 +46,10 @@ class ThreadBackend:
 
     def _run(self, deliver: Deliver) -> None:
         while not self._closing.is_set():
+            start = time.monotonic()
             try:
                 self._worker = EngineWorker(self.spec.build(), deliver)
+                self._worker.load_seconds = time.monotonic() - start
             except AntiphonError as error:
                 deliver([Died(str(error), final=True)])
                 return

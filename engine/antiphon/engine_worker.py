@@ -64,10 +64,14 @@ class ServableEngine(Protocol):
 
 
 class EngineWorker:
-    """Runs an engine until :class:`Shutdown`. ``send`` may be called in any thread."""
+    """Runs an engine until :class:`Shutdown`. ``send`` may be called in any thread.
+
+    ``load_seconds``: how long building the engine took, if whoever built it says so before :meth:`run`.
+    """
 
     def __init__(self, engine: ServableEngine, deliver: Deliver, clock: Callable[[], float] = time.monotonic):
         self.engine, self.deliver, self.clock = engine, deliver, clock
+        self.load_seconds = 0.0
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._preparing: set[str] = set()
         self._stopped = False
@@ -86,7 +90,7 @@ class EngineWorker:
 
     def run(self) -> None:
         """Work until told to stop; what the engine raises here is its own failure and ends the worker."""
-        self.deliver([Ready(self.engine.info)])
+        self.deliver([Ready(self.engine.info, self.load_seconds)])
         with ThreadPoolExecutor(PREPARE_THREADS, "antiphon-prepare") as pool:
             while True:
                 events = self._take_commands(pool)

@@ -89,6 +89,20 @@ def test_answers_over_http_equal_the_offline_ones(client, offline, questions):
         assert abs(len(samples) / 16000 - wav.shape[1] / 24000) < 0.01, "as long, though cut into other chunks"
 
 
+def restart(server):
+    """Kill the engine; seconds until the server is ready again. It must notice within one."""
+    engine, killed = server.service.engine, time.monotonic()
+    deaths = engine.num_deaths
+    os.kill(engine.backend.pid, signal.SIGKILL)
+    while engine.num_deaths == deaths:
+        assert time.monotonic() - killed < 1.0
+        time.sleep(0.01)
+    while server.http("/ready")[0] != 200:
+        assert time.monotonic() - killed < 90
+        time.sleep(0.02)
+    return time.monotonic() - killed
+
+
 def test_a_stored_conversation_outlives_the_engine(demo, questions, tmp_path):
     spec = ModelSpec(str(demo), device="cpu", dtype="float32", config=EngineConfig(max_sequences=4, keep_text_branch=True))
     data = base64.b64encode(questions["p025"]["bytes"]).decode()
@@ -99,13 +113,10 @@ def test_a_stored_conversation_outlives_the_engine(demo, questions, tmp_path):
         spoken = {"role": "assistant", "audio": {"id": first["choices"][0]["message"]["audio"]["id"]}}
         turn = {"model": "demo", "messages": [ask, spoken, {"role": "user", "content": "what is two plus five"}]}
         before = server.http("/v1/chat/completions", turn)[2]
-        os.kill(server.service.engine.backend.pid, signal.SIGKILL)
-        killed = time.monotonic()
-        while server.http("/ready")[0] != 503:
-            assert time.monotonic() - killed < 1.0
-        while server.http("/ready")[0] != 200:
-            assert time.monotonic() - killed < 90
-            time.sleep(0.1)
+        gaps = [restart(server) - server.service.engine.load_seconds]
+        while min(gaps) >= 2.0 and len(gaps) < 4:  # another program may have had the processors
+            gaps.append(restart(server) - server.service.engine.load_seconds)
+        assert min(gaps) < 2.0, f"beyond the model's load time, service was away for {gaps} s"
         after = server.http("/v1/chat/completions", turn)[2]
         assert after["choices"] == before["choices"]
         assert after["usage"]["prompt_tokens"] == before["usage"]["prompt_tokens"] > first["usage"]["total_tokens"]

@@ -97,6 +97,7 @@ class _EngineCollector:
             "engine_up": ("1 when requests can run.", int(self.engine.state == "ready")),
             "engine_deaths": ("How often the engine died.", self.engine.num_deaths),
             "requests_in_flight": ("Requests that the server holds.", self.engine.num_in_flight),
+            "engine_load_seconds": ("How long the engine took to load its model.", self.engine.load_seconds or 0.0),
             "tasks": ("Tasks on the server's event loop.", _num_tasks()),
         }
         for name, (text, value) in values.items():
