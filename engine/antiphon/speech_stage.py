@@ -30,11 +30,15 @@ class Spoken(NamedTuple):
 
 @dataclass
 class _Voice:
-    """One request that speaks. ``pending``: tokens that its stream has not got yet; ``ended``: no more will come."""
+    """One request that speaks. ``pending``: tokens that its stream has not got yet; ``ended``: no more will come.
+
+    ``missing``: with so many of them its stream must be looked at: it has none yet, or may have a chunk then.
+    """
 
     live: LiveRequest
     clock: PlaybackClock = field(default_factory=PlaybackClock)
     pending: list[int] = field(default_factory=list)
+    missing: int = 1
     ended: bool = False
     stream: SpeechStream | None = None
 
@@ -75,16 +79,24 @@ class SpeechStage:
         self._choose, self._observe = choose, observe
         self.clock = clock
         self._voices: dict[str, _Voice] = {}
+        self._due: dict[str, _Voice] = {}
+        self._ready: dict[str, _Voice] = {}
         self._flight: _Flight | None = None
 
     def push(self, live: LiveRequest, token: int) -> None:
         """One more speech token of a request."""
-        self._voices.setdefault(live.request_id, _Voice(live)).pending.append(token)
+        voice = self._voices.get(live.request_id)
+        if voice is None:
+            voice = self._voices[live.request_id] = _Voice(live)
+        voice.pending.append(token)
+        if len(voice.pending) >= voice.missing:
+            self._due[live.request_id] = voice
 
     def end(self, live: LiveRequest) -> None:
         """No token will follow; nothing happens for a request that never spoke."""
         if voice := self._voices.get(live.request_id):
             voice.ended = True
+            self._due[live.request_id] = voice
 
     def is_done(self, live: LiveRequest) -> bool:
         """Whether all sound of a request is out (or it has none)."""
@@ -97,6 +109,8 @@ class SpeechStage:
     def drop(self, live: LiveRequest) -> None:
         """Forget a request, at any moment between two steps, and free what it holds."""
         voice = self._voices.pop(live.request_id, None)
+        self._due.pop(live.request_id, None)
+        self._ready.pop(live.request_id, None)
         if voice is not None and voice.stream is not None:
             voice.stream.close()
 
@@ -119,13 +133,14 @@ class SpeechStage:
         its sound is handed out by a later call.
         """
         spoken = self._feed() + self._land(wait)
-        jobs = [self._job(voice) for voice in self._voices.values() if voice.stream and voice.stream.ready]
-        if self._flight is not None or not jobs:
+        if self._flight is not None or not self._ready:
             return spoken
+        jobs = [self._job(voice) for name, voice in self._voices.items() if name in self._ready]
         work = {}
         for job in self._choose(jobs):
-            stream = self._voices[job.request_id].stream
-            work[job.request_id] = (stream, *stream.pop())
+            voice = self._voices[job.request_id]
+            work[job.request_id] = (voice.stream, *voice.stream.pop())
+            self._look(voice)
         frames = {job.request_id: job.frames for job in jobs}
         started = time.perf_counter()
         arrivals = self._solve(work, spoken)
@@ -152,28 +167,45 @@ class SpeechStage:
         return [self._spoken(voice, piece) for (i, voice), piece in pairs if i in present]
 
     def check(self) -> None:
-        """AssertionError unless every open stream belongs to a request."""
+        """AssertionError unless every open stream belongs to a request, and every chunk that is ready is known."""
         held = sum(voice.stream is not None and not voice.stream.closed for voice in self._voices.values())
+        ready = {name for name, voice in self._voices.items() if voice.stream is not None and voice.stream.ready}
+        assert ready == set(self._ready), "a chunk is ready and nobody knows"
+        assert all(voice.stream is not None or name in self._due for name, voice in self._voices.items())
         pool = self.detokenizer.pool
         assert pool.num_free + held == pool.num_slots, f"{held} streams are held, {pool.num_free} are free"
 
     def _feed(self) -> list[Spoken]:
-        """Hand waiting tokens to the streams, opening those for which there is room; oldest request first."""
+        """Hand waiting tokens to the streams that they may complete a chunk of, opening those for which there is room;
+        whoever began to speak first comes first."""
         failed = []
-        for voice in list(self._voices.values()):
+        for name, voice in list(self._due.items()):
             try:
                 if voice.stream is None and self.detokenizer.pool.num_free:
                     voice.stream = self._open(voice.live)
-                if voice.stream is None or voice.stream.done:
+                if voice.stream is None:
+                    continue
+                del self._due[name]
+                if voice.stream.done:
                     continue
                 if voice.pending:
                     voice.stream.push(voice.pending)
                     voice.pending.clear()
                 if voice.ended:
                     voice.stream.finish()
+                self._look(voice)
             except AntiphonError as error:
+                self._due.pop(name, None)
                 failed.append(Spoken(voice.live, error))
         return failed
+
+    def _look(self, voice: _Voice) -> None:
+        """A stream got tokens or gave a chunk: whether it has one now, and when to look again."""
+        voice.missing = max(1, voice.stream.tokens_needed)
+        if voice.stream.ready:
+            self._ready[voice.live.request_id] = voice
+        else:
+            self._ready.pop(voice.live.request_id, None)
 
     def _open(self, live: LiveRequest) -> SpeechStream:
         request = live.prepared.request
