@@ -6,6 +6,7 @@
 // threads. Tile products flush denormals to zero.
 #pragma once
 
+#include "row_runs.h"
 #include "tiles.h"
 
 namespace antiphon::ANTIPHON_ISA {
@@ -32,14 +33,12 @@ inline void copy_partial_tile(const bf16* w, int64_t stride, int64_t rows, int64
 
 // Two blocks of 16 whole rows of W.
 inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int64_t num_rows, float (*sums)[256]) {
-  constexpr int64_t kAhead = 4 * kTileK;
   const int64_t stride = k * 2, whole = k / kTileK, x_stride = 4 * num_rows;
   const bf16* other = w + kTileRows * k;
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < whole; ++i) {
-    prefetch_rows(w + i * kTileK + kAhead, stride);
-    prefetch_rows(other + i * kTileK + kAhead, stride);
+    prefetch_runs<2 * kTileRows, 256>(w, stride, i * kTileBytes);
     _tile_loadd(6, pairs + i * kTileK / 2 * num_rows, x_stride);
     _tile_loadd(4, w + i * kTileK, stride);
     _tile_dpbf16ps(0, 4, 6);

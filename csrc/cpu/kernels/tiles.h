@@ -26,10 +26,6 @@ inline void configure_tiles(int64_t columns) {
   _tile_loadconfig(&config);
 }
 
-inline void prefetch_rows(const void* w, int64_t stride) {
-  for (int64_t r = 0; r < kTileRows; ++r) prefetch(static_cast<const char*>(w) + r * stride);
-}
-
 // Up to 8 rows of x as tiles of 64 bytes along k: planes[k / 4][16][4], columns 0..7 high, 8..15 low, zero where there
 // is no row; steps[8]. k is a multiple of 64.
 template <class T>
