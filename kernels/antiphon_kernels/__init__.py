@@ -15,8 +15,11 @@ from .gate_residual import gate_residual
 from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
 from .linear_fp8 import linear_fp8
+from .linear_fp8_silu_mul import linear_fp8_silu_mul
 from .linear_int4 import linear_int4
+from .linear_int4_silu_mul import linear_int4_silu_mul
 from .linear_int8 import linear_int8
+from .linear_int8_silu_mul import linear_int8_silu_mul
 from .linear_silu_mul import linear_silu_mul
 from .linear_weight import LinearWeight
 from .operator import BackendError, Operator, count_calls, operators, set_backend, use_backend
@@ -47,8 +50,11 @@ __all__ = [
     "layer_norm_modulate",
     "linear",
     "linear_fp8",
+    "linear_fp8_silu_mul",
     "linear_int4",
+    "linear_int4_silu_mul",
     "linear_int8",
+    "linear_int8_silu_mul",
     "linear_silu_mul",
     "native",
     "operators",

@@ -17,6 +17,7 @@ from .branches import check_split
 from .linear import Tile, branch_tile, num_row_tiles
 from .linear import reference as dense
 from .operator import Operator
+from .silu_mul import silu_mul_rounded
 from .triton_support import cdiv, check, jit, launch, row_contiguous, supported_dtype, tl
 
 GROUP = 128
@@ -70,6 +71,15 @@ def reference(
     return dense(x.to(wide), dequantize(weight, scale, wide), bias, split).to(x.dtype)
 
 
+@jit
+def group_product(low_x, high_x, packed):
+    """Rows times one group's integers: the low halves of the bytes, then the high halves."""
+    low = ((packed & 15).to(tl.int8) - 8).to(low_x.dtype)
+    high = ((packed >> 4).to(tl.int8) - 8).to(low_x.dtype)
+    part = tl.dot(low_x, tl.trans(low), input_precision="ieee")
+    return tl.dot(high_x, tl.trans(high), part, input_precision="ieee")
+
+
 @jit(varying=("num_rows", "split"))
 def linear_int4_kernel(
     x,
@@ -82,67 +92,87 @@ def linear_int4_kernel(
     split,
     inputs: tl.constexpr,
     outputs: tl.constexpr,
+    GATED: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One program: M rows of one branch by N results. A step is one group: two exact products, scaled once, summed in order."""
+    """One program: M rows of one branch by N results. A step is one group: two exact products, scaled once, summed in order.
+
+    GATED: the matrix holds gate and up, the result is SwiGLU of both.
+    """
     branch, first, end = branch_tile(tl.program_id(0), split, num_rows, M)
     rows = first + tl.arange(0, M)
     held = (rows < end)[:, None]
     cols = tl.program_id(1) * N + tl.arange(0, N)
     column = tl.minimum(cols, outputs - 1)
-    kept = branch * outputs + column.to(tl.int64)
+    matrices: tl.constexpr = 2 if GATED else 1
+    kept = branch * matrices * outputs + column.to(tl.int64)
     half: tl.constexpr = GROUP // 2
     steps = tl.arange(0, half)
     x_tile = x + rows.to(tl.int64)[:, None] * x_stride + steps[None, :]
     w_tile = weight + kept[:, None] * (inputs // 2) + steps[None, :]
-    s_tile = scale + branch * (inputs // GROUP) * outputs + column
+    s_tile = scale + branch * (inputs // GROUP) * matrices * outputs + column
     acc = tl.zeros((M, N), tl.float32)
+    gated = tl.zeros((M, N), tl.float32)
     for group in range(inputs // GROUP):
         low_x = tl.load(x_tile + group * GROUP, held, 0.0)
         high_x = tl.load(x_tile + group * GROUP + half, held, 0.0)
         packed = tl.load(w_tile + group * half)
-        low = ((packed & 15).to(tl.int8) - 8).to(low_x.dtype)
-        high = ((packed >> 4).to(tl.int8) - 8).to(low_x.dtype)
-        part = tl.dot(low_x, tl.trans(low), input_precision="ieee")
-        part = tl.dot(high_x, tl.trans(high), part, input_precision="ieee")
-        acc += part * tl.load(s_tile + group * outputs).to(tl.float32)[None, :]
+        part = group_product(low_x, high_x, packed)
+        acc += part * tl.load(s_tile + group * matrices * outputs).to(tl.float32)[None, :]
+        if GATED:
+            packed = tl.load(w_tile + outputs * (inputs // 2) + group * half)
+            part = group_product(low_x, high_x, packed)
+            gated += part * tl.load(s_tile + group * matrices * outputs + outputs).to(tl.float32)[None, :]
     if bias is not None:
         acc += tl.load(bias + kept).to(tl.float32)[None, :]
+    dtype: tl.constexpr = out.dtype.element_ty
+    if GATED:
+        result = silu_mul_rounded(acc.to(dtype).to(tl.float32), gated.to(dtype).to(tl.float32), dtype)
+    else:
+        result = acc.to(dtype)
     target = out + rows.to(tl.int64)[:, None] * outputs + cols[None, :]
-    tl.store(target, acc.to(out.dtype.element_ty), held & (cols < outputs)[None, :])
+    tl.store(target, result, held & (cols < outputs)[None, :])
 
 
-def int4_tile(rows: int, dtype: torch.dtype) -> Tile:
+def int4_tile(rows: int, matrices: int, dtype: torch.dtype) -> Tile:
     """A step is one group, whatever the tile."""
     if dtype == torch.float32:
         return Tile(16 if rows <= 16 else 32, 32, GROUP, 4, 1)
     if rows <= 16:
         return Tile(16, 32, GROUP, 4, 4)
     if rows <= 64:
-        return Tile(64, 32, GROUP, 4, 3)
-    return Tile(128, 64, GROUP, 8, 2)
+        return Tile(64, 32 // matrices, GROUP, 4, 3)
+    return Tile(128, 64 // matrices, GROUP, 8, 2)
+
+
+def launch_linear_int4(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int, gated: bool
+) -> torch.Tensor:
+    """Check, choose the tile, launch; ``gated`` as in :func:`linear_int4_kernel`."""
+    check_split(weight, x.shape[0], split)
+    check(x.shape[1] % GROUP == 0, f"inputs: a multiple of {GROUP}")
+    check(weight.is_contiguous() and scale.is_contiguous() and weight.dtype == torch.uint8, "weight, scale: contiguous")
+    x = row_contiguous(x)
+    num_rows, inputs = x.shape
+    matrices = 2 if gated else 1
+    outputs = weight.shape[1] // matrices
+    tile = int4_tile(max(split, num_rows - split), matrices, x.dtype)
+    out = torch.empty(num_rows, outputs, dtype=x.dtype, device=x.device)
+    launch(
+        linear_int4_kernel, (num_row_tiles(num_rows, split, tile.M), cdiv(outputs, tile.N)), x, weight, scale, bias, out,
+        x.stride(0), num_rows, split, num_warps=tile.num_warps, num_stages=tile.num_stages, inputs=inputs,
+        outputs=outputs, GATED=gated, M=tile.M, N=tile.N, GROUP=GROUP,
+    )  # fmt: skip
+    return out
 
 
 def linear_int4_triton(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int
 ) -> torch.Tensor:
     """One launch for both branches; rows of x may be strided."""
-    check_split(weight, x.shape[0], split)
-    check(x.shape[1] % GROUP == 0, f"inputs: a multiple of {GROUP}")
-    check(weight.is_contiguous() and scale.is_contiguous() and weight.dtype == torch.uint8, "weight, scale: contiguous")
-    x = row_contiguous(x)
-    num_rows, inputs = x.shape
-    outputs = weight.shape[1]
-    tile = int4_tile(max(split, num_rows - split), x.dtype)
-    out = torch.empty(num_rows, outputs, dtype=x.dtype, device=x.device)
-    launch(
-        linear_int4_kernel, (num_row_tiles(num_rows, split, tile.M), cdiv(outputs, tile.N)), x, weight, scale, bias, out,
-        x.stride(0), num_rows, split, num_warps=tile.num_warps, num_stages=tile.num_stages, inputs=inputs,
-        outputs=outputs, M=tile.M, N=tile.N, GROUP=GROUP,
-    )  # fmt: skip
-    return out
+    return launch_linear_int4(x, weight, scale, bias, split, gated=False)
 
 
 def linear_int4_cuda(
@@ -155,6 +185,11 @@ def linear_int4_cuda(
     return cuda_support.launch_skinny("linear_int4", x, weight, scale, bias, split)
 
 
+def linear_int4_supported(x, weight, *_) -> bool:
+    """Rows of a float type, contiguous weights."""
+    return supported_dtype(x) and weight.is_contiguous()
+
+
 def fake(x, weight, scale, bias, split):
     return x.new_empty(x.shape[0], weight.shape[1])
 
@@ -165,6 +200,4 @@ linear_int4 = Operator(
     reference=reference,
     fake=fake,
 )
-linear_int4.backend(
-    "triton", devices=("cuda",), supports=lambda x, weight, *_: supported_dtype(x) and weight.is_contiguous()
-)(linear_int4_triton)
+linear_int4.backend("triton", devices=("cuda",), supports=linear_int4_supported)(linear_int4_triton)

@@ -15,6 +15,7 @@ from .branches import check_split
 from .linear import Tile, branch_tile, num_row_tiles
 from .linear import reference as dense
 from .operator import Operator
+from .silu_mul import silu_mul_rounded
 from .triton_support import cdiv, check, jit, launch, row_contiguous, supported_dtype, tl
 
 
@@ -52,20 +53,26 @@ def linear_int8_kernel(
     split,
     inputs: tl.constexpr,
     outputs: tl.constexpr,
+    GATED: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """One program: M rows of one branch by N results. The integers enter the product exactly; scale and bias join the sum."""
+    """One program: M rows of one branch by N results. The integers enter the product exactly; scale and bias join the sum.
+
+    GATED: the matrix holds gate and up, the result is SwiGLU of both.
+    """
     branch, first, end = branch_tile(tl.program_id(0), split, num_rows, M)
     rows = first + tl.arange(0, M)
     held = rows < end
     cols = tl.program_id(1) * N + tl.arange(0, N)
-    kept = branch * outputs + tl.minimum(cols, outputs - 1).to(tl.int64)
+    matrices: tl.constexpr = 2 if GATED else 1
+    kept = branch * matrices * outputs + tl.minimum(cols, outputs - 1).to(tl.int64)
     steps = tl.arange(0, K)
     x_tile = x + rows.to(tl.int64)[:, None] * x_stride + steps[None, :]
     w_tile = weight + kept[:, None] * inputs + steps[None, :]
     acc = tl.zeros((M, N), tl.float32)
+    gated = tl.zeros((M, N), tl.float32)
     for k in range(0, inputs, K):
         if inputs % K == 0:
             a = tl.load(x_tile + k, held[:, None], 0.0)
@@ -75,41 +82,59 @@ def linear_int8_kernel(
             a = tl.load(x_tile + k, held[:, None] & inside, 0.0)
             b = tl.load(w_tile + k, inside, 0)
         acc = tl.dot(a, tl.trans(b.to(a.dtype)), acc, input_precision="ieee")
+        if GATED:
+            up = w_tile + outputs * inputs + k
+            c = tl.load(up) if inputs % K == 0 else tl.load(up, inside, 0)
+            gated = tl.dot(a, tl.trans(c.to(a.dtype)), gated, input_precision="ieee")
     acc *= tl.load(scale + kept)[None, :]
     if bias is not None:
         acc += tl.load(bias + kept).to(tl.float32)[None, :]
+    dtype: tl.constexpr = out.dtype.element_ty
+    if GATED:
+        gated *= tl.load(scale + outputs + kept)[None, :]
+        result = silu_mul_rounded(acc.to(dtype).to(tl.float32), gated.to(dtype).to(tl.float32), dtype)
+    else:
+        result = acc.to(dtype)
     target = out + rows.to(tl.int64)[:, None] * outputs + cols[None, :]
-    tl.store(target, acc.to(out.dtype.element_ty), held[:, None] & (cols < outputs)[None, :])
+    tl.store(target, result, held[:, None] & (cols < outputs)[None, :])
 
 
-def int8_tile(rows: int, outputs: int, dtype: torch.dtype) -> Tile:
+def int8_tile(rows: int, outputs: int, matrices: int, dtype: torch.dtype) -> Tile:
     """As ``linear_tile``."""
     if dtype == torch.float32:
         return Tile(16 if rows <= 16 else 32, 32, 32, 4, 2)
     if rows <= 16:
-        return Tile(16, 16 if outputs < 8192 else 32, 256, 4, 4)
+        return Tile(16, 16 if outputs < 8192 else 32, 256 // matrices, 4, 4)
     if rows <= 64:
-        return Tile(64, 32, 128, 4, 3)
-    return Tile(128, 128, 64, 8, 3)
+        return Tile(64, 32, 128 // matrices, 4, 3)
+    return Tile(128, 128 // matrices, 64, 8, 3)
+
+
+def launch_linear_int8(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int, gated: bool
+) -> torch.Tensor:
+    """Check, choose the tile, launch; ``gated`` as in :func:`linear_int8_kernel`."""
+    check_split(weight, x.shape[0], split)
+    check(weight.is_contiguous() and scale.is_contiguous() and weight.dtype == torch.int8, "weight, scale: contiguous")
+    x = row_contiguous(x)
+    num_rows, inputs = x.shape
+    matrices = 2 if gated else 1
+    outputs = weight.shape[1] // matrices
+    tile = int8_tile(max(split, num_rows - split), outputs, matrices, x.dtype)
+    out = torch.empty(num_rows, outputs, dtype=x.dtype, device=x.device)
+    launch(
+        linear_int8_kernel, (num_row_tiles(num_rows, split, tile.M), cdiv(outputs, tile.N)), x, weight, scale, bias, out,
+        x.stride(0), num_rows, split, num_warps=tile.num_warps, num_stages=tile.num_stages, inputs=inputs,
+        outputs=outputs, GATED=gated, M=tile.M, N=tile.N, K=tile.K,
+    )  # fmt: skip
+    return out
 
 
 def linear_int8_triton(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, split: int
 ) -> torch.Tensor:
     """One launch for both branches; rows of x may be strided."""
-    check_split(weight, x.shape[0], split)
-    check(weight.is_contiguous() and scale.is_contiguous() and weight.dtype == torch.int8, "weight, scale: contiguous")
-    x = row_contiguous(x)
-    num_rows, inputs = x.shape
-    outputs = weight.shape[1]
-    tile = int8_tile(max(split, num_rows - split), outputs, x.dtype)
-    out = torch.empty(num_rows, outputs, dtype=x.dtype, device=x.device)
-    launch(
-        linear_int8_kernel, (num_row_tiles(num_rows, split, tile.M), cdiv(outputs, tile.N)), x, weight, scale, bias, out,
-        x.stride(0), num_rows, split, num_warps=tile.num_warps, num_stages=tile.num_stages, inputs=inputs,
-        outputs=outputs, M=tile.M, N=tile.N, K=tile.K,
-    )  # fmt: skip
-    return out
+    return launch_linear_int8(x, weight, scale, bias, split, gated=False)
 
 
 def linear_int8_cuda(
@@ -122,6 +147,11 @@ def linear_int8_cuda(
     return cuda_support.launch_skinny("linear_int8", x, weight, scale, bias, split)
 
 
+def linear_int8_supported(x, weight, *_) -> bool:
+    """Rows of a float type, contiguous weights."""
+    return supported_dtype(x) and weight.is_contiguous()
+
+
 def fake(x, weight, scale, bias, split):
     return x.new_empty(x.shape[0], weight.shape[1])
 
@@ -132,6 +162,4 @@ linear_int8 = Operator(
     reference=reference,
     fake=fake,
 )
-linear_int8.backend(
-    "triton", devices=("cuda",), supports=lambda x, weight, *_: supported_dtype(x) and weight.is_contiguous()
-)(linear_int8_triton)
+linear_int8.backend("triton", devices=("cuda",), supports=linear_int8_supported)(linear_int8_triton)

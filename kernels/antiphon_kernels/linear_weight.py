@@ -18,18 +18,22 @@ from torch import Tensor
 
 from .linear import linear
 from .linear_fp8 import linear_fp8, quantize_fp8
+from .linear_fp8_silu_mul import linear_fp8_silu_mul
 from .linear_int4 import dequantize as dequantize_int4
 from .linear_int4 import linear_int4
 from .linear_int4 import quantize as quantize_int4
+from .linear_int4_silu_mul import linear_int4_silu_mul
 from .linear_int8 import dequantize as dequantize_int8
 from .linear_int8 import linear_int8
 from .linear_int8 import quantize as quantize_int8
+from .linear_int8_silu_mul import linear_int8_silu_mul
 from .linear_silu_mul import linear_silu_mul
 from .silu_mul import silu_mul
 
 SCHEMES = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
 """What the dtype of a scaled weight says."""
 _OPERATORS = {"int8": linear_int8, "int4": linear_int4, "fp8": linear_fp8}
+_GATED = {"int8": linear_int8_silu_mul, "int4": linear_int4_silu_mul, "fp8": linear_fp8_silu_mul}
 _QUANTIZERS = {"int8": quantize_int8, "fp8": quantize_fp8}
 
 
@@ -91,7 +95,9 @@ class LinearWeight:
         return _OPERATORS[self.scheme](x, self.weight, self.scale, self.bias, split)
 
     def gated(self, x: Tensor, split: int) -> Tensor:
-        """SwiGLU of a packed gate|up map, x [T, in] → [T, out / 2]; one launch where the weights are plain."""
-        if self.scale is None and self.bias is None:
+        """SwiGLU of a packed gate|up map, x [T, in] → [T, out / 2]; one operator unless there is a bias."""
+        if self.bias is not None:
+            return silu_mul(self(x, split))
+        if self.scale is None:
             return linear_silu_mul(x, self.weight, split)
-        return silu_mul(self(x, split))
+        return _GATED[self.scheme](x, self.weight, self.scale, split)

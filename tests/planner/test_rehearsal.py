@@ -43,6 +43,14 @@ def test_at_most_eight_launches_a_layer(h100):
         assert launches_per_layer(h100.parts[name]) <= 8
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_quantised_layers_have_no_more_launches(quant):
+    parts = rehearse(CONFIG, gpu("h100"), Workload(batches=(1,), speech_batches=(1,), ode_steps=1), quant).parts
+    for name in ("decode text 1", "decode speech 1", "captured decode speech 1"):
+        calls = {call.name for call in parts[name].calls}
+        assert launches_per_layer(parts[name]) <= 8 and f"linear_{quant}_silu_mul" in calls and "silu_mul" not in calls
+
+
 @pytest.mark.parametrize("part", ["ODE steady 1", "captured ODE steady 1"])
 def test_the_dit_does_its_conditioning_once_per_token(h100, part):
     tokens = LOAD.look_ahead + LOAD.chunk

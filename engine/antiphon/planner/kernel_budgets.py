@@ -1,9 +1,10 @@
 """Every Triton specialisation that the 7B model launches, compiled for GPUs that are not there and held to a budget.
 
-    python -m antiphon.planner.kernel_budgets [--capability 80 90 100 120] [--quick] [--write]
+    python -m antiphon.planner.kernel_budgets [--capability 80 90 100 120] [--operator NAME ...] [--quick] [--write]
 
 No spills anywhere; registers and shared memory as in ``kernel_budgets.json``; tensor-core instructions in every attention and
-matrix kernel of 16-bit types; 128-bit loads in every kernel that streams. ``--write`` measures the table anew.
+matrix kernel of 16-bit types; 128-bit loads in every kernel that streams. ``--write`` measures the table anew, and forgets
+specialisations that nothing launches any more.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from antiphon_kernels import operators
 from antiphon_kernels.triton_support import Launch, recording
 
-from .kernel_compile import CAPABILITIES, SHARED_LIMIT, Build, compile_launches
+from .kernel_compile import CAPABILITIES, SHARED_LIMIT, Build, compile_launches, specialisation
 from .operator_cases import FULL, Case, Maker, cases
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -34,8 +35,8 @@ STREAMING_KERNELS = MMA_KERNELS | {
 }  # fmt: skip
 QUICK = (
     "add_rms_norm[T=1]", "rope_cache[T=1]", "linear[o,T=1]", "linear[o,T=64]", "linear[o,T=512]", "linear_silu_mul[T=1]",
-    "linear_int8[o,T=1]", "linear_int4[o,T=1]", "paged_attention[decode,S=1]", "paged_attention[prefill,T=512]",
-    "sample_tokens[top-5,R=1]", "advance_streams[R=1]", "flow_attention[S=1]", "layer_norm_modulate[S=1]",
+    "linear_int8[o,T=1]", "linear_int4[o,T=1]", "linear_int8_silu_mul[T=1]", "linear_int4_silu_mul[T=1]", "paged_attention[decode,S=1]", "paged_attention[prefill,T=512]",
+    "sample_tokens[top-5,R=1]", "advance_streams[R=1]", "decode_inputs[R=1]", "flow_attention[S=1]", "layer_norm_modulate[S=1]",
 )  # fmt: skip
 """Cases of the short run: one of each kind of kernel."""
 
@@ -85,25 +86,37 @@ def load_table() -> dict[str, dict[str, dict[str, int]]]:
     return json.loads(TABLE.read_text())
 
 
-def build_all(capabilities: Iterable[int], quick: bool = False, cache: Path | None = None) -> list[Build]:
-    """Compile the cases for each capability; ``cache`` keeps the binaries (Triton's cache layout)."""
+def build_all(
+    capabilities: Iterable[int], quick: bool = False, cache: Path | None = None, chosen: Container[str] | None = None
+) -> list[Build]:
+    """Compile the cases (of the ``chosen`` operators) for each capability; ``cache`` keeps the binaries (Triton's layout)."""
     selected = [c for c in cases(FULL) if not quick or c.name in QUICK]
+    selected = [c for c in selected if chosen is None or c.operator in chosen]
     return compile_launches({c: record(selected, c) for c in capabilities}, cache=cache)
+
+
+def write(builds: Iterable[Build]) -> None:
+    """Put the builds into the table; what no case launches goes."""
+    table = load_table() if TABLE.exists() else {}
+    for build in builds:
+        table.setdefault(str(build.capability), {})[build.label] = budget_of(build)
+    for capability, budgets in table.items():
+        launched = {specialisation(launch) for launch in record(cases(FULL), int(capability))}
+        table[capability] = {label: budget for label, budget in budgets.items() if label in launched}
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print every build, its faults, and the number of both; exit status 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--operator", nargs="+", choices=sorted(operators()), help="only the kernels of these")
     parser.add_argument("--quick", action="store_true", help="one case of each kind of kernel")
     parser.add_argument("--write", action="store_true", help="measure the table anew")
     options = parser.parse_args(argv)
-    builds = build_all(options.capability, options.quick)
+    builds = build_all(options.capability, options.quick, chosen=options.operator)
     if options.write:
-        table = load_table() if TABLE.exists() else {}
-        for build in builds:
-            table.setdefault(str(build.capability), {})[build.label] = budget_of(build)
-        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        write(builds)
     table = load_table()
     bad = 0
     print(f"{'sm':>4} {'regs':>4} {'shared':>7} {'stack':>5} {'mma':>4} {'ld128':>5} {'st128':>5}  specialisation")

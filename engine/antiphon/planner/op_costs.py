@@ -104,6 +104,25 @@ def _linear_silu_mul(args: tuple, out: Tensor, _: Lengths) -> Cost:
     return Cost(size(x, out) + _weight_bytes(weight, x.shape[0], split), 2 * x.shape[0] * math.prod(weight.shape[1:]))
 
 
+def _linear_quantised_silu_mul(args: tuple, out: Tensor, lengths: Lengths) -> Cost:
+    """Both halves of the matrix, half as many results."""
+    x, weight, scale, split = args
+    cost = _linear_quantised((x, weight, scale, None, split), out, lengths)
+    return Cost(cost.num_bytes, 2 * cost.flops)
+
+
+def _linear_fp8_silu_mul(args: tuple, out: Tensor, lengths: Lengths) -> Cost:
+    """With the rows in 8 bits, written and read once."""
+    cost = _linear_quantised_silu_mul(args, out, lengths)
+    return Cost(cost.num_bytes + 2 * args[0].numel(), cost.flops)
+
+
+def _decode_inputs(args: tuple, out: Any, _: Lengths) -> Cost:
+    """Three entries of the block tables, of the state and of the histories per row."""
+    slots, base, runs = args[:3]
+    return Cost(size(slots, base, runs, out) + slots.shape[0] * (3 * 4 + 2 * 4 + 2 * 8), 0)
+
+
 def _rms_norm(args: tuple, out: Any, _: Lengths) -> Cost:
     *inputs, weight, split, _eps = args
     rows = inputs[0].shape[0]
@@ -179,6 +198,10 @@ _OPERATORS: dict[str, Callable[[tuple, Any, Lengths], Cost]] = {
     "linear_int8": _linear_quantised,
     "linear_int4": _linear_quantised,
     "linear_fp8": _linear_fp8,
+    "linear_int8_silu_mul": _linear_quantised_silu_mul,
+    "linear_int4_silu_mul": _linear_quantised_silu_mul,
+    "linear_fp8_silu_mul": _linear_fp8_silu_mul,
+    "decode_inputs": _decode_inputs,
     "rms_norm": _rms_norm,
     "add_rms_norm": _rms_norm,
     "dual_embed": _dual_embed,

@@ -149,15 +149,18 @@ def _rope(m: Maker, s: Sizes, n: int) -> Call:
 def _linears(s: Sizes) -> Iterator[Case]:
     qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
     shapes = {"qkv": (qkv, s.hidden), "o": (s.hidden, s.hidden), "down": (s.hidden, s.intermediate)}
-    gate_up = ("gate_up", (2 * s.intermediate, s.hidden))
+    gate_up = (2 * s.intermediate, s.hidden)
     for rows in (s.rows[0], *s.rows[-2:]):
         for name, shape in (*shapes.items(), ("head", (s.vocabulary, s.hidden))):
             if name != "head" or rows <= 64:
                 yield Case("linear", f"{name},T={rows}", lambda m, n=rows, w=shape, b=name == "qkv": _linear(m, n, w, b))
         yield Case("linear_silu_mul", f"T={rows}", lambda m, n=rows: _gated(m, s, n))
-        for name, shape in (*shapes.items(), gate_up):
-            for operator in ("linear_int8", "linear_int4", "linear_fp8"):
+        for operator in ("linear_int8", "linear_int4", "linear_fp8"):
+            for name, shape in shapes.items():
                 yield Case(operator, f"{name},T={rows}", lambda m, n=rows, w=shape, o=operator: _quantised(m, n, w, o))
+            yield Case(
+                f"{operator}_silu_mul", f"T={rows}", lambda m, n=rows, o=operator: _quantised(m, n, gate_up, o, gated=True)
+            )
     rows = s.rows[-2]
     yield Case("linear", f"both branches,T={rows}", lambda m: _linear(m, rows, shapes["o"], False, rows // 3))
 
@@ -176,7 +179,7 @@ def _gated(m: Maker, s: Sizes, n: int) -> Call:
     return Call((x, weight, n), moved, 4 * n * s.intermediate * s.hidden)
 
 
-def _quantised(m: Maker, n: int, shape: tuple[int, int], operator: str) -> Call:
+def _quantised(m: Maker, n: int, shape: tuple[int, int], operator: str, gated: bool = False) -> Call:
     outputs, inputs = shape
     x = m.values(n, inputs)
     scale = m.ids(2, 1, outputs).float() * 0.01 / inputs**0.5 + 0.01 / inputs**0.5
@@ -188,8 +191,9 @@ def _quantised(m: Maker, n: int, shape: tuple[int, int], operator: str) -> Call:
     else:
         weight = m.values(1, outputs, inputs, dtype=torch.float32 if inputs < 1024 else m.dtype).to(torch.float8_e4m3fn)
         scale = scale * 30
-    moved = num_bytes(x, weight, scale) + n * outputs * x.element_size()
-    return Call((x, weight, scale, None, n), moved, 2 * n * outputs * inputs)
+    moved = num_bytes(x, weight, scale) + n * outputs // (1 + gated) * x.element_size()
+    args = (x, weight, scale, n) if gated else (x, weight, scale, None, n)
+    return Call(args, moved, 2 * n * outputs * inputs)
 
 
 def _attention(s: Sizes) -> Iterator[Case]:
@@ -226,6 +230,7 @@ def _sampling(s: Sizes) -> Iterator[Case]:
         for label, k in (("greedy", None), ("top-5", 5), ("unlimited", 0)):
             yield Case("sample_tokens", f"{label},R={rows}", lambda m, n=rows, k=k: _sample(m, s, n, k), exact=True)
         yield Case("advance_streams", f"R={rows}", lambda m, n=rows: _advance(m, s, n), exact=True)
+        yield Case("decode_inputs", f"R={rows}", lambda m, n=rows: _decode_inputs(m, s, n), exact=True)
 
 
 def _sample(m: Maker, s: Sizes, n: int, k: int | None) -> Call:
@@ -250,6 +255,18 @@ def _advance(m: Maker, s: Sizes, n: int) -> Call:
     state = (*histories, counts, flags[0], torch.zeros_like(counts), flags[1], counts + 3)
     args = (m.ids(9, n), m.ids(9, n), torch.arange(n).to(m.device), *state, [3, 4, 1, 2, 6])
     return Call(args, n * 80)
+
+
+def _decode_inputs(m: Maker, s: Sizes, n: int) -> Call:
+    """Rows of slots n-1 … 0; the last row is idle, every third request has stopped."""
+    width = -(-s.context // PAGE)
+    slots = torch.tensor([*range(n - 1, 0, -1), n]).to(m.device)
+    runs = m.ids(2, 2, n).bool()
+    tables, spare = m.ids(1000, 3, n, width, dtype=torch.int32), m.of([1000, 1001, 1001], torch.int64)
+    histories = (m.ids(s.vocabulary, n + 1, 128, dtype=torch.int32) for _ in range(2))
+    stop = (torch.arange(n + 1) % 3 == 2).to(torch.int64).to(m.device)
+    args = (slots, m.ids(s.context // 2, n), runs, tables, spare, *histories, m.ids(30, n + 1) + 1, stop, PAGE, 3)
+    return Call(args, n * 110)
 
 
 def _flow(s: Sizes) -> Iterator[Case]:

@@ -61,7 +61,7 @@ def part_time(part: Part, gpu: GpuSpec, efficiency: Efficiency | None = None) ->
 
 def peak_flops(call: Call, gpu: GpuSpec) -> float:
     """Tensor cores for products and attention in 16 bits, plain arithmetic otherwise."""
-    if call.name == "linear_fp8":
+    if call.name in ("linear_fp8", "linear_fp8_silu_mul"):
         return gpu.fp8_flops or gpu.bf16_flops
     if call.name.rpartition("/")[2] not in MATRIX or any(s.startswith("float32") for s in call.shapes[:2]):
         return fp32_flops(gpu)
@@ -69,5 +69,6 @@ def peak_flops(call: Call, gpu: GpuSpec) -> float:
 
 
 MATRIX = {
-    "linear", "linear_silu_mul", "linear_int8", "linear_int4", "paged_attention", "flow_attention", "encoder_attention", "addmm", "mm", "bmm", "convolution",
+    "linear", "linear_silu_mul", "linear_int8", "linear_int8_silu_mul", "linear_int4", "linear_int4_silu_mul",
+    "paged_attention", "flow_attention", "encoder_attention", "addmm", "mm", "bmm", "convolution",
 }  # fmt: skip
