@@ -6,6 +6,7 @@
 #include "decode_step.h"
 #include "isa.h"
 #include "kernels.h"
+#include "vocoder.h"
 
 namespace py = pybind11;
 using namespace antiphon;
@@ -99,31 +100,40 @@ void alias_free_snake(int dtype, Address x, Address alpha, Address inv_beta, Add
                             at<float>(up_filter), at<float>(down_filter), at(out), num_rows, channels, length});
 }
 
-// Workspace that the threads of a job share; grows, never shrinks, belongs to the calling thread.
-bf16* workspace(int64_t elements) {
-  thread_local std::unique_ptr<bf16[]> memory;
-  thread_local int64_t size = 0;
-  if (size < elements) {
-    memory.reset(new bf16[elements]);
-    size = elements;
-  }
-  return memory.get();
+std::unique_ptr<PackedConv> packed_conv(int dtype, Address weight, Address bias, int64_t out_channels,
+                                        int64_t in_channels, int64_t taps, int64_t dilation) {
+  py::gil_scoped_release release;
+  return std::make_unique<PackedConv>(PackedConv::plain(static_cast<DType>(dtype), at(weight), at(bias), out_channels,
+                                                        in_channels, taps, dilation));
 }
 
-void conv1d(int dtype, Address x, Address weight, Address bias, Address residual, Address out, int64_t batch,
-            int64_t in_channels, int64_t out_channels, int64_t length, int64_t taps, int64_t dilation) {
-  Conv1dArgs args{static_cast<DType>(dtype), at(x), at(weight), at(bias), at(residual), at(out), nullptr, batch,
-                  in_channels, out_channels, length, taps, dilation, (taps - 1) * dilation / 2, 0, 0, 0};
-  const Kernels& kernel = kernels();
-  if (active_isa() == Isa::amx) {
-    args.num_planes = args.dtype == DType::f32 ? 2 : 1;
-    args.padded_channels = (in_channels + 31) / 32 * 32;
-    // Tiles read up to 31 times too far; an odd number of cache lines keeps the rows of a tile in different sets.
-    args.padded_length = ((length + 2 * args.padding + 31) / 16 + 1) / 2 * 32 + 16;
-    args.planes = workspace(batch * args.num_planes * args.padded_channels * args.padded_length);
-    launch(kernel.conv1d_pack, args);
-  }
-  launch(kernel.conv1d, args);
+std::unique_ptr<PackedConv> packed_conv_transpose(int dtype, Address weight, Address bias, int64_t in_channels,
+                                                  int64_t out_channels, int64_t taps, int64_t stride,
+                                                  int64_t padding) {
+  py::gil_scoped_release release;
+  return std::make_unique<PackedConv>(PackedConv::transposed(static_cast<DType>(dtype), at(weight), at(bias),
+                                                             in_channels, out_channels, taps, stride, padding));
+}
+
+void run_packed_conv(const PackedConv& conv, Address x, Address residual, Address out, int64_t batch, int64_t length) {
+  py::gil_scoped_release release;
+  conv.run(at(x), at(residual), at(out), batch, length);
+}
+
+// activations: alpha, inv_beta, up filter and down filter of each.
+std::unique_ptr<AmpBlocks> amp_blocks(int dtype, int64_t channels, int64_t num_blocks,
+                                      std::vector<const PackedConv*> convs,
+                                      const std::vector<std::vector<Address>>& activations) {
+  std::vector<SnakeWeights> snakes;
+  for (const auto& a : activations)
+    snakes.push_back({at<float>(a.at(0)), at<float>(a.at(1)), at<float>(a.at(2)), at<float>(a.at(3))});
+  return std::make_unique<AmpBlocks>(static_cast<DType>(dtype), channels, num_blocks, std::move(convs),
+                                     std::move(snakes));
+}
+
+void run_amp_blocks(const AmpBlocks& blocks, Address x, Address out, int64_t batch, int64_t length) {
+  py::gil_scoped_release release;
+  blocks.run(at(x), at(out), batch, length);
 }
 
 // Addresses of a layer's or a model's tensors, in the order of the struct's members; a matrix is three: format, weight,
@@ -195,6 +205,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("layer_norm_modulate", &layer_norm_modulate);
   m.def("gate_residual", &gate_residual);
   m.def("alias_free_snake", &alias_free_snake);
-  m.def("conv1d", &conv1d);
+  m.def("packed_conv", &packed_conv);
+  m.def("packed_conv_transpose", &packed_conv_transpose);
+  py::class_<PackedConv>(m, "PackedConv")
+      .def("run", &run_packed_conv)
+      .def_property_readonly("bytes", &PackedConv::bytes);
+  py::class_<AmpBlocks>(m, "AmpBlocks").def(py::init(&amp_blocks)).def("run", &run_amp_blocks);
   py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
 }

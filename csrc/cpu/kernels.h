@@ -5,6 +5,7 @@
 // (strides are in elements); outputs never overlap inputs unless stated.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "bf16.h"
@@ -144,17 +145,74 @@ struct GatherAddArgs {
   int64_t num_rows, hidden;
 };
 
-struct Conv1dArgs {
+// What a convolution reads: [batch][block of channels][plane][padded_length] rows of 64 bytes, zero where there is no
+// channel and in the `padding` rows on either side. A row is 32 bfloat16 (AMX tiles; float32 has two planes, the rounded
+// value and what the rounding left) or 16 float32 (one plane) of one time.
+struct ConvRows {
+  char* data;
+  int64_t batch, channels, length, planes, padding, padded_length;
+  bool tiles;  // rows of 32 bfloat16
+
+  int64_t blocks() const { return (channels + (tiles ? 31 : 15)) / (tiles ? 32 : 16); }
+  int64_t bytes() const { return batch * blocks() * planes * padded_length * 64; }
+  char* row(int64_t n, int64_t block, int64_t plane) const {  // of time 0
+    return data + (((n * blocks() + block) * planes + plane) * padded_length + padding) * 64;
+  }
+};
+
+struct ConvRowsArgs {
   DType dtype;
-  const void* x;         // [batch, in_channels, length]
-  const void* weight;    // [out_channels, in_channels, taps], taps odd
-  const void* bias;      // [out_channels] or null
-  const void* residual;  // [batch, out_channels, length] or null; may be out itself
-  void* out;             // [batch, out_channels, length]
-  bf16* planes;          // workspace of conv1d_pack, used by AMX only
-  int64_t batch, in_channels, out_channels, length, taps, dilation;
-  int64_t padding;       // (taps - 1) * dilation / 2
-  int64_t num_planes, padded_channels, padded_length;
+  const void* x;  // [batch, channels, length]
+  ConvRows rows;  // padding and the rest included
+};
+
+// A sheet is float32 [batch][channels / 16, rounded up][length][16].
+struct ConvSheetArgs {
+  DType dtype;
+  void* x;       // [batch, channels, length]
+  float* sheet;
+  int64_t batch, channels, length;
+  bool to_sheet;
+};
+
+struct ConvWeightArgs {
+  DType dtype;
+  const void* weight;    // element (out channel, in channel, tap) at these strides
+  int64_t out_stride, in_stride, tap_stride;
+  const int64_t* taps;   // [num_taps], those to take
+  void* packed;          // conv1d.cpp says how
+  int64_t out_channels, in_channels, num_taps, planes;
+  bool tiles;
+};
+
+// Output time stride * t + phase of a convolution (stride 1) or a transposed one: taps[j] meets input time t + offsets[j].
+struct ConvPhase {
+  const void* packed;
+  const int64_t* offsets;
+  int64_t num_taps;
+};
+
+struct Conv1dArgs {
+  DType dtype;            // of the packed weights
+  ConvRows rows;
+  const ConvPhase* phases;  // [stride]
+  const float* bias;      // [out_channels rounded up to 32]
+  const float* residual;  // sheets [out_channels, stride * length], or null: out = scale * (total + (residual + conv))
+  const float* total;
+  float* out;             // a sheet; may be residual or total itself
+  int64_t out_channels, stride;
+  float scale;
+  std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
+};
+
+struct SnakeRowsArgs {
+  const float* sheet;        // [rows.batch, rows.channels, rows.length]
+  const float* alpha;        // [channels]
+  const float* inv_beta;     // [channels]
+  const float* up_filter;    // [12]
+  const float* down_filter;  // [12]
+  ConvRows rows;             // padding is left alone
+  std::atomic<int64_t>* next;
 };
 
 // name, arguments
@@ -170,7 +228,10 @@ struct Conv1dArgs {
   X(layer_norm_modulate, LayerNormModulateArgs)  \
   X(gate_residual, GateResidualArgs)             \
   X(alias_free_snake, AliasFreeSnakeArgs)        \
-  X(conv1d_pack, Conv1dArgs)                     \
+  X(alias_free_snake_rows, SnakeRowsArgs)        \
+  X(conv1d_rows, ConvRowsArgs)                   \
+  X(conv1d_sheet, ConvSheetArgs)                 \
+  X(conv1d_weight, ConvWeightArgs)               \
   X(conv1d, Conv1dArgs)                          \
   X(dual_embed, DualEmbedArgs)                   \
   X(gather_add, GatherAddArgs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import antiphon_kernels as ak
 from antiphon_kernels.conv1d import conv1d, reference
@@ -12,7 +13,8 @@ from antiphon_kernels.native import available
 if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
-from antiphon_kernels.native.conv1d import run
+from antiphon_kernels.native.conv1d import PackedConv
+from antiphon_kernels.native.conv1d import native_conv1d as run
 
 SHAPES = [  # batch, channels, out channels, length, taps, dilation
     (1, 1, 1, 1, 3, 1),  # smallest; all but one tap outside
@@ -20,6 +22,15 @@ SHAPES = [  # batch, channels, out channels, length, taps, dilation
     (1, 80, 40, 20, 7, 1),  # conv_pre's input channels; shorter than a tile
     (1, 33, 65, 100, 11, 5),  # one channel above a tile each way; the widest reach
     (1, 64, 32, 32, 1, 1),  # whole tiles, one tap
+    (1, 96, 16, 641, 11, 3),  # several chunks of weights; one time above a span
+]
+
+TRANSPOSED = [  # batch, channels, out channels, length, taps, stride
+    (1, 1, 1, 1, 4, 2),  # smallest
+    (2, 40, 20, 17, 9, 5),  # phases of one and of two taps; two items
+    (1, 33, 65, 100, 5, 3),
+    (1, 64, 32, 641, 4, 2),  # one time above a span
+    (1, 5, 7, 9, 3, 3),  # as many taps as phases
 ]
 
 
@@ -31,6 +42,13 @@ def build(shape, dtype):
     return x.to(dtype), weight.to(dtype), torch.randn(out_channels).to(dtype), residual.to(dtype), dilation
 
 
+def rounding(isa: str, dtype: torch.dtype) -> float:
+    """Of the largest output: two bfloat16 parts hold 16 bits of a float32."""
+    if dtype == torch.bfloat16:
+        return torch.finfo(dtype).eps
+    return 1e-5 if isa == "amx" else 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("extras", [True, False])
@@ -39,15 +57,14 @@ def test_agrees_with_reference(shape, dtype, extras, isa, poison):
     bias, residual = (bias, residual) if extras else (None, None)
     exact = reference(*(None if t is None else t.double() for t in (x, weight, bias, residual)), dilation)
     own = (reference(x, weight, bias, residual, dilation) - exact).abs().max()
-    split = 1e-5 if isa == "amx" else 1e-6  # two bfloat16 parts hold 16 bits of a float32
-    bound = 2 * own + (split if dtype == torch.float32 else torch.finfo(dtype).eps) * exact.abs().max()
+    bound = 2 * own + rounding(isa, dtype) * exact.abs().max()
     used = ((run(x, weight, bias, residual, dilation) - exact).abs().max() / bound).item()
     print(f"conv1d {shape} {dtype} {isa}: {100 * used:.0f} % of the error budget")
     assert used <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 def test_threads_batch_and_strides_change_no_bit(shape, dtype, isa, with_threads):
     args = build(shape, dtype)
     x, weight, bias, residual, dilation = args
@@ -59,8 +76,35 @@ def test_threads_batch_and_strides_change_no_bit(shape, dtype, isa, with_threads
     assert torch.equal(one, run(apart, weight, bias, residual, dilation))
 
 
-def test_operator_takes_the_kernel_or_pytorch(isa):
-    for out_channels in (8, 40):
-        args = build((1, 20, out_channels, 50, 3, 1), torch.float32)
-        with ak.use_backend("native"):
-            torch.testing.assert_close(conv1d(*args), reference(*args), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", TRANSPOSED, ids=str)
+def test_transposed_agrees_with_pytorch(shape, dtype, isa, poison, with_threads):
+    batch, channels, out_channels, length, taps, stride = shape
+    torch.manual_seed(length)
+    x = torch.randn(batch, channels, length).to(dtype)
+    weight = (torch.randn(channels, out_channels, taps) / (channels * taps / stride) ** 0.5).to(dtype)
+    bias, place = torch.randn(out_channels).to(dtype), {"stride": stride, "padding": (taps - stride) // 2}
+    exact = F.conv_transpose1d(x.double(), weight.double(), bias.double(), **place)
+    own = (F.conv_transpose1d(x, weight, bias, **place) - exact).abs().max()
+    bound = 2 * own + rounding(isa, dtype) * exact.abs().max()
+    conv = PackedConv(weight, bias, **place)
+    one = with_threads(1, lambda: conv(x))
+    used = ((one - exact).abs().max() / bound).item()
+    print(f"conv_transpose1d {shape} {dtype} {isa}: {100 * used:.0f} % of the error budget")
+    assert used <= 1
+    for count in (2, 3):
+        assert torch.equal(one, with_threads(count, lambda: conv(x)))
+    apart = torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0]
+    assert torch.equal(one[-1:], conv(apart[-1:]))
+
+
+def test_transposed_refuses_another_length():
+    with pytest.raises(ValueError, match="padding"):
+        PackedConv(torch.randn(4, 4, 5), None, stride=2, padding=1)
+
+
+def test_operator_runs_the_kernel(isa):
+    args = build((1, 20, 8, 50, 3, 1), torch.float32)
+    with ak.use_backend("native"), ak.count_calls() as calls:
+        torch.testing.assert_close(conv1d(*args), reference(*args), atol=1e-4, rtol=1e-4)
+    assert calls["conv1d", "native"] == 1

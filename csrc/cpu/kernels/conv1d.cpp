@@ -1,11 +1,34 @@
-// 1-D convolution that keeps the length, with bias and residual: out = residual + bias + sum over taps and channels of
-// w[co][ci][j] x[ci][t + j dilation - padding]. An implicit matrix product, never a stored one.
+// 1-D convolutions, plain or transposed, as implicit matrix products over rows of channels (ConvRows): a tap is a shift
+// by whole rows, so nothing is ever copied or misaligned. The result is a float32 sheet.
 //
-// With AMX (conv1d_amx.h) float32 operands are split into two bfloat16 parts each and three of the four products kept,
-// which leaves a relative error near 2^-16 of the largest terms. Elsewhere a block of 4 output channels by 4 vectors of
-// time accumulates in float32. Each output sums taps, then channels, in one order, whatever the threads.
+// A unit of work is 32 output channels over at most kConvSpan times of one phase. Its steps (a block of input channels
+// and a tap) come in chunks whose weights stay in the first-level cache while the times pass by; sums wait in the second
+// level. Each output adds its steps in one order, whatever the threads and its place in a tile.
+//   AMX (conv1d_amx.h): tiles of 16 times x 32 channels meet 32 x 16 weights. float32 is two bfloat16 planes and three of
+//     the four products, an error near 2^-16 of the largest terms.
+//   elsewhere, and for few channels in float32 (conv1d_vector.h): fused multiply-adds of broadcast inputs and vectors of
+//     output channels.
 #include "kernels.h"
 #include "simd.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+constexpr int64_t kConvChannels = 32, kConvSpan = 640, kConvTimes = 32, kConvWeightBytes = 28 << 10;
+constexpr int64_t kConvSums = (kConvSpan + kConvTimes) * 16;  // of 16 output channels; times may be rounded up
+
+// Steps [begin, end) of one unit.
+struct ConvChunk {
+  const char* input;     // row of the unit's first time in the first block of channels
+  const char* weights;   // packed, of the unit's output channels
+  const char* ahead;     // weights to have in the cache soon, kConvWeightBytes of them, or null
+  const int64_t* offsets;
+  int64_t num_taps, begin, end, times, channels, plane_bytes, block_bytes;
+  float* sums;           // [2][kConvSums], each [times][16]
+};
+
+}  // namespace antiphon::ANTIPHON_ISA
+
+#include "conv1d_vector.h"
 #if defined(__AMX_BF16__)
 #include "conv1d_amx.h"
 #endif
@@ -13,60 +36,79 @@
 namespace antiphon::ANTIPHON_ISA {
 namespace {
 
-constexpr int kConvRows = 4;
-
-// out[channel][t] for `rows` channels from `co` on and n <= VF times from t on; the padding is zero.
-template <class T>
-void conv_block(const Conv1dArgs& a, int64_t batch, int64_t co, int64_t rows, int64_t t, int64_t n) {
-  const T* x = static_cast<const T*>(a.x) + batch * a.in_channels * a.length;
-  const T* w = static_cast<const T*>(a.weight) + co * a.in_channels * a.taps;
-  vf sum[kConvRows];
-  for (auto& s : sum) s = set1(0.0f);
-  for (int64_t j = 0; j < a.taps; ++j) {
-    const int64_t first = t + j * a.dilation - a.padding;
-    const bool inside = first >= 0 && first + n <= a.length;
-    for (int64_t ci = 0; ci < a.in_channels; ++ci) {
-      const T* channel = x + ci * a.length;
-      vf v;
-      if (inside) {
-        v = load_upto(channel + first, n);
-      } else {
-        float lanes[VF] = {};
-        for (int64_t i = 0; i < n; ++i)
-          if (first + i >= 0 && first + i < a.length) lanes[i] = widen(channel[first + i]);
-        v = load(lanes);
+// out = scale * (total + (residual + (sums + bias))) for 32 channels from `co` on and n times.
+void store_unit(const Conv1dArgs& a, const float* sums, int64_t batch, int64_t co, int64_t t, int64_t n, int64_t phase) {
+  const int64_t blocks = (a.out_channels + 15) / 16, length = a.rows.length * a.stride;
+  const vf scale = set1(a.scale);
+  for (int64_t block = co / 16; block < min64(blocks, co / 16 + 2); ++block, sums += kConvSums) {
+    const int64_t first = ((batch * blocks + block) * length + t * a.stride + phase) * 16;
+    for (int64_t lane = 0; lane < 16; lane += VF) {
+      const vf bias = load(a.bias + block * 16 + lane);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = first + i * a.stride * 16 + lane;
+        vf y = add(load(sums + i * 16 + lane), bias);
+        if (a.residual) y = add(load(a.residual + at), y);
+        if (a.total) y = add(load(a.total + at), y);
+        store(a.out + at, mul(y, scale));
       }
-      for (int64_t r = 0; r < rows; ++r)
-        sum[r] = fmadd(set1(widen(w[(r * a.in_channels + ci) * a.taps + j])), v, sum[r]);
     }
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = (batch * a.out_channels + co + r) * a.length + t;
-    const float bias = a.bias ? widen(static_cast<const T*>(a.bias)[co + r]) : 0.0f;
-    vf y = add(sum[r], set1(bias));
-    if (a.residual) y = add(through<T>(y), load_upto(static_cast<const T*>(a.residual) + at, n));
-    store_upto(static_cast<T*>(a.out) + at, y, n);
   }
 }
 
 template <class T>
-void run(const Conv1dArgs& a, int index, int count) {
+void pack(const ConvWeightArgs& a, int index, int count) {
 #if defined(__AMX_BF16__)
-  return conv_tiles<T>(a, index, count);
+  if (a.tiles) return pack_tiles<T>(a, index, count);
 #endif
-  const int64_t blocks = (a.out_channels + kConvRows - 1) / kConvRows;
-  const int64_t times = (a.length + VF - 1) / VF;
-  const Range range = partition(a.batch * blocks * times, 1, index, count);
-  for (int64_t unit = range.begin; unit < range.end; ++unit) {
-    const int64_t co = unit / times % blocks * kConvRows, t = unit % times * VF;
-    conv_block<T>(a, unit / times / blocks, co, min64(kConvRows, a.out_channels - co), t, min64(VF, a.length - t));
+  pack_vectors<T>(a, index, count);
+}
+
+template <class T>
+void chunk_of(const ConvRows& rows, const ConvChunk& c) {
+#if defined(__AMX_BF16__)
+  if (rows.tiles) return rows.planes == 2 ? tile_chunk<true>(c) : tile_chunk<false>(c);
+#endif
+  vector_chunk<T>(c);
+  (void)rows;
+}
+
+template <class T>
+void run(const Conv1dArgs& a) {
+  const ConvRows& rows = a.rows;
+  const int64_t out_blocks = (a.out_channels + kConvChannels - 1) / kConvChannels;
+  const int64_t spans = (rows.length + kConvSpan - 1) / kConvSpan, units = out_blocks * a.stride * rows.batch * spans;
+  const int64_t step = rows.tiles ? rows.planes * 2048 : 16 * kConvChannels * sizeof(T), chunk = kConvWeightBytes / step;
+  float* sums = static_cast<float*>(scratch(2 * kConvSums * sizeof(float)));
+#if defined(__AMX_BF16__)
+  if (rows.tiles) configure_tiles(16);
+#endif
+  for (int64_t unit; (unit = a.next->fetch_add(1, std::memory_order_relaxed)) < units;) {
+    const int64_t span = unit % spans, batch = unit / spans % rows.batch, rest = unit / spans / rows.batch;
+    const int64_t phase = rest % a.stride, out_block = rest / a.stride, t = span * kConvSpan;
+    const ConvPhase& p = a.phases[phase];
+    const int64_t steps = p.num_taps * rows.blocks();
+    ConvChunk c{rows.row(batch, 0, 0) + t * 64, static_cast<const char*>(p.packed) + out_block * steps * step, nullptr,
+                p.offsets, p.num_taps, 0, 0, min64(kConvSpan, rows.length - t),
+                min64(kConvChannels, a.out_channels - out_block * kConvChannels), rows.padded_length * 64,
+                rows.padded_length * 64 * rows.planes, sums};
+    for (; c.begin < steps; c.begin = c.end) {
+      c.end = min64(steps, c.begin + chunk);
+      c.ahead = c.end < steps ? c.weights + c.end * step : nullptr;
+      chunk_of<T>(rows, c);
+    }
+    store_unit(a, sums, batch, out_block * kConvChannels, t, c.times, phase);
   }
+#if defined(__AMX_BF16__)
+  if (rows.tiles) _tile_release();
+#endif
 }
 
 }  // namespace
 
-void conv1d(const Conv1dArgs& a, int index, int count) {
-  a.dtype == DType::f32 ? run<float>(a, index, count) : run<bf16>(a, index, count);
+void conv1d_weight(const ConvWeightArgs& a, int index, int count) {
+  a.dtype == DType::f32 ? pack<float>(a, index, count) : pack<bf16>(a, index, count);
 }
+
+void conv1d(const Conv1dArgs& a, int, int) { a.dtype == DType::f32 ? run<float>(a) : run<bf16>(a); }
 
 }  // namespace antiphon::ANTIPHON_ISA

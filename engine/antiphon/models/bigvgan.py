@@ -7,15 +7,21 @@ what it would see alone: convolutions see zeros behind an item's end, activation
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from antiphon_kernels import alias_free_snake, conv1d
+from antiphon_kernels.native import bind_vocoder
 
 from ..config import VocoderConfig
 from ..upload import upload
+
+if TYPE_CHECKING:
+    from antiphon_kernels.native.vocoder import BoundVocoder
 
 TAIL = 32
 """Samples recomputed at an item's end in a padded batch; an activation reaches 5 of them, so 16 already suffice."""
@@ -27,6 +33,9 @@ class BigVgan:
     ``weights``: official names with weight norm folded (``conv_pre.weight``, ``ups.0.0.weight``, …); per activation
     ``act.alpha`` (exponentiated), ``act.inv_beta``, ``upsample.filter`` and ``downsample.lowpass.filter`` [12].
     """
+
+    bind = True
+    """Whether a CPU may run bound native networks instead of operators, which is what a capture must see."""
 
     def __init__(self, config: VocoderConfig, weights: dict[str, torch.Tensor]):
         self.config = config
@@ -69,7 +78,10 @@ class BigVgan:
         """``lengths`` int64 [N] counts the valid frames of each item, None: all of them."""
         weights, config = self.weights, self.config
         x = mel.to(self.dtype).transpose(1, 2)
-        x = conv1d(x, weights["conv_pre.weight"], weights["conv_pre.bias"], None, 1)
+        if self._bound is None:
+            x = conv1d(x, weights["conv_pre.weight"], weights["conv_pre.bias"], None, 1)
+        else:
+            x = self._bound.conv_pre(x)
         for stage, rate in enumerate(config.upsample_rates):
             x = self._upsample(stage, mask_tail(x, lengths))
             lengths = None if lengths is None else lengths * rate
@@ -79,13 +91,22 @@ class BigVgan:
         x = torch.tanh(x) if config.use_tanh_at_final else x.clamp(-1.0, 1.0)
         return x[:, 0].float()
 
+    @cached_property
+    def _bound(self) -> BoundVocoder | None:
+        """The native networks with weights packed for this CPU (a second copy), made at the first call; None elsewhere."""
+        return bind_vocoder(self.config, self.weights) if self.bind and self.device.type == "cpu" else None
+
     def _upsample(self, stage: int, x: torch.Tensor) -> torch.Tensor:
+        if self._bound is not None:
+            return self._bound.ups[stage](x)
         name, rate = f"ups.{stage}.0", self.config.upsample_rates[stage]
         padding = (self.config.upsample_kernel_sizes[stage] - rate) // 2
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return F.conv_transpose1d(x, weight, bias, stride=rate, padding=padding)
 
     def _mean_of_blocks(self, stage: int, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        if self._bound is not None and lengths is None:
+            return self._bound.stages[stage](x)
         num_blocks = len(self.config.resblock_kernel_sizes)
         first = stage * num_blocks
         total = self._residual_block(first, x, lengths)

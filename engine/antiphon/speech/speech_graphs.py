@@ -212,6 +212,8 @@ class _FillGraph(_FlowGraph):
 class GraphedVocoder(BigVgan):
     """BigVGAN whose passes are replays; batches are filled up with silent items to a power of two."""
 
+    bind = False
+
     def __init__(self, config: VocoderConfig, weights: dict[str, Tensor], graphs: Graphs):
         super().__init__(config, weights)
         self._graphs = graphs

@@ -36,6 +36,15 @@ def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_
     return DecodeStep(model, kv_trunk, kv_upper, num_text_layers, num_audio_layers)
 
 
+def bind_vocoder(config, weights):
+    """The ``vocoder.BoundVocoder`` of a generator's weights, or None where the native path cannot run it or is not chosen."""
+    if not available:
+        return None
+    from .vocoder import BoundVocoder, available_for, chosen
+
+    return BoundVocoder(config, weights) if chosen() and available_for(config, weights) else None
+
+
 if available:
     from . import (  # noqa: F401
         alias_free_snake,

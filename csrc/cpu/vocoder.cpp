@@ -1,0 +1,168 @@
+#include "vocoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "isa.h"
+
+namespace antiphon {
+namespace {
+
+constexpr int64_t kFewChannels = 16;  // float32 vectors are exact and as fast as tiles that are mostly empty
+constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
+
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+float value(DType dtype, const void* p, int64_t i) {
+  if (dtype == DType::f32) return static_cast<const float*>(p)[i];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const bf16*>(p)[i].bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+template <class Args>
+void launch(void (*kernel)(const Args&, int, int), const Args& args) {
+  parallel([&](int index, int count) { kernel(args, index, count); });
+}
+
+// Working memory of the calling thread, kept for its next call: three sheets and the rows of a convolution.
+struct Workspace {
+  Aligned<float> sheets[4];
+  Aligned<char> rows;
+};
+thread_local Workspace workspace;
+
+int64_t sheet_size(int64_t batch, int64_t channels, int64_t length) { return batch * round_up(channels, 16) * length; }
+
+}  // namespace
+
+PackedConv::PackedConv(DType dtype, const void* bias, int64_t out_channels, int64_t in_channels, int64_t stride)
+    : kernel_(kernels()), dtype_(dtype), tiles_(active_isa() == Isa::amx && (dtype == DType::bf16 || std::min(out_channels, in_channels) > kFewChannels)), out_channels_(out_channels),
+      in_channels_(in_channels), stride_(stride), planes_(tiles_ && dtype == DType::f32 ? 2 : 1),
+      bias_(round_up(out_channels, 32)) {
+  for (int64_t i = 0; bias && i < out_channels; ++i) bias_[i] = value(dtype, bias, i);
+}
+
+void PackedConv::add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps, std::vector<int64_t> offsets) {
+  const int64_t in_block = tiles_ ? 32 : 16, element = tiles_ || dtype_ == DType::bf16 ? 2 : 4;
+  const int64_t steps = round_up(in_channels_, in_block) / in_block * static_cast<int64_t>(taps.size());
+  const int64_t bytes = round_up(out_channels_, 32) * steps * in_block * element * planes_;
+  for (int64_t offset : offsets) padding_ = std::max(padding_, std::abs(offset));
+  phases_.push_back({std::move(offsets), {}});
+  args.taps = taps.data();
+  args.num_taps = static_cast<int64_t>(taps.size());
+  args.packed = phases_.back().packed.reserve(bytes);
+  args.planes = planes_;
+  args.tiles = tiles_;
+  launch(kernel_.conv1d_weight, args);
+  bytes_ += bytes;
+}
+
+PackedConv PackedConv::plain(DType dtype, const void* weight, const void* bias, int64_t out_channels,
+                             int64_t in_channels, int64_t taps, int64_t dilation) {
+  PackedConv conv(dtype, bias, out_channels, in_channels, 1);
+  std::vector<int64_t> all, offsets;
+  for (int64_t j = 0; j < taps; ++j) {
+    all.push_back(j);
+    offsets.push_back((j - (taps - 1) / 2) * dilation);
+  }
+  conv.add_phase({dtype, weight, in_channels * taps, taps, 1, nullptr, nullptr, out_channels, in_channels, 0, 0, false}, all,
+                 offsets);
+  return conv;
+}
+
+PackedConv PackedConv::transposed(DType dtype, const void* weight, const void* bias, int64_t in_channels,
+                                  int64_t out_channels, int64_t taps, int64_t stride, int64_t padding) {
+  if (taps - 2 * padding != stride) throw std::invalid_argument("transposed convolution: expected taps - 2 padding = stride");
+  PackedConv conv(dtype, bias, out_channels, in_channels, stride);
+  for (int64_t phase = 0; phase < stride; ++phase) {
+    std::vector<int64_t> used, offsets;  // output time i stride + k - padding gets input i times tap k
+    for (int64_t k = (phase + padding) % stride; k < taps; k += stride) {
+      used.push_back(k);
+      offsets.push_back((phase + padding - k) / stride);
+    }
+    conv.add_phase({dtype, weight, taps, out_channels * taps, 1, nullptr, nullptr, out_channels, in_channels, 0, 0, false},
+                   used, offsets);
+  }
+  return conv;
+}
+
+ConvRows PackedConv::rows(int64_t batch, int64_t length, int64_t padding) const {
+  return {nullptr, batch, in_channels_, length, planes_, padding, length + 2 * padding + kSpare, tiles_};
+}
+
+void PackedConv::run(const ConvRows& rows, const float* residual, const float* total, float scale, float* out) const {
+  std::vector<ConvPhase> phases;
+  for (const Taps& t : phases_)
+    phases.push_back({t.packed.data(), t.offsets.data(), static_cast<int64_t>(t.offsets.size())});
+  std::atomic<int64_t> next{0};
+  launch(kernel_.conv1d, Conv1dArgs{dtype_, rows, phases.data(), bias_.data(), residual, total, out, out_channels_,
+                                    stride_, scale, &next});
+}
+
+void PackedConv::run(const void* x, const void* residual, void* out, int64_t batch, int64_t length) const {
+  Workspace& w = workspace;
+  ConvRows in = rows(batch, length, padding_);
+  in.data = w.rows.reserve(in.bytes());
+  launch(kernel_.conv1d_rows, ConvRowsArgs{dtype_, x, in});
+  const int64_t out_length = length * stride_, size = sheet_size(batch, out_channels_, out_length);
+  float *sheet = w.sheets[0].reserve(size), *held = nullptr;
+  if (residual) {
+    held = w.sheets[1].reserve(size);
+    launch(kernel_.conv1d_sheet,
+           ConvSheetArgs{dtype_, const_cast<void*>(residual), held, batch, out_channels_, out_length, true});
+  }
+  run(in, held, nullptr, 1.0f, sheet);
+  launch(kernel_.conv1d_sheet, ConvSheetArgs{dtype_, out, sheet, batch, out_channels_, out_length, false});
+}
+
+AmpBlocks::AmpBlocks(DType dtype, int64_t channels, int64_t num_blocks, std::vector<const PackedConv*> convs,
+                     std::vector<SnakeWeights> activations)
+    : kernel_(kernels()), dtype_(dtype), channels_(channels), num_blocks_(num_blocks), convs_(std::move(convs)),
+      activations_(std::move(activations)) {
+  if (num_blocks < 1 || convs_.empty() || convs_.size() != activations_.size() || convs_.size() % (2 * num_blocks))
+    throw std::invalid_argument("AmpBlocks: expected an even number of convolutions a block, and as many activations");
+}
+
+void AmpBlocks::activate(int64_t index, const float* sheet, const ConvRows& rows) const {
+  const SnakeWeights& w = activations_[index];
+  std::atomic<int64_t> next{0};
+  launch(kernel_.alias_free_snake_rows,
+         SnakeRowsArgs{sheet, w.alpha, w.inv_beta, w.up_filter, w.down_filter, rows, &next});
+}
+
+// out = scale * (total + x + conv(activation(conv(activation(x))))); `middle` is scratch.
+void AmpBlocks::layer(int64_t index, const ConvRows& rows, const float* x, const float* total, float scale,
+                      float* middle, float* out) const {
+  activate(index, x, rows);
+  convs_[index]->run(rows, nullptr, nullptr, 1.0f, middle);
+  activate(index + 1, middle, rows);
+  convs_[index + 1]->run(rows, x, total, scale, out);
+}
+
+void AmpBlocks::run(const void* x, void* out, int64_t batch, int64_t length) const {
+  Workspace& w = workspace;
+  const int64_t size = sheet_size(batch, channels_, length);
+  float *input = w.sheets[0].reserve(size), *middle = w.sheets[1].reserve(size), *state = w.sheets[2].reserve(size);
+  float* total = w.sheets[3].reserve(size);
+  int64_t padding = 0;
+  for (const PackedConv* conv : convs_) padding = std::max(padding, conv->padding());
+  ConvRows rows = convs_[0]->rows(batch, length, padding);
+  rows.data = w.rows.reserve(rows.bytes());
+  std::memset(rows.data, 0, rows.bytes());
+  launch(kernel_.conv1d_sheet, ConvSheetArgs{dtype_, const_cast<void*>(x), input, batch, channels_, length, true});
+  const int64_t per_block = static_cast<int64_t>(convs_.size()) / num_blocks_;
+  for (int64_t block = 0; block < num_blocks_; ++block)
+    for (int64_t i = 0; i < per_block; i += 2) {
+      const bool ends = i + 2 == per_block;
+      const float scale = ends && block + 1 == num_blocks_ ? 1.0f / static_cast<float>(num_blocks_) : 1.0f;
+      layer(block * per_block + i, rows, i == 0 ? input : state, ends && block > 0 ? total : nullptr, scale, middle,
+            ends ? total : state);
+    }
+  launch(kernel_.conv1d_sheet, ConvSheetArgs{dtype_, out, total, batch, channels_, length, false});
+}
+
+}  // namespace antiphon

@@ -1,0 +1,97 @@
+// BigVGAN's convolutions with packed weights, and a stage's residual blocks as one call. Made once a model; the layouts
+// are those of the instruction set that was active then.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace antiphon {
+
+// 64-byte aligned memory.
+template <class T>
+class Aligned {
+ public:
+  // At least `size` elements; what was there is lost when it grows. New memory is zero.
+  T* reserve(int64_t size) {
+    if (size > size_) {
+      memory_.reset(new char[size * sizeof(T) + 64]());
+      size_ = size;
+    }
+    return data();
+  }
+  T* data() const {
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64);
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  int64_t size_ = 0;
+};
+
+// A convolution that keeps the length (stride 1) or a transposed one to `stride` times the length.
+class PackedConv {
+ public:
+  // weight [out_channels, in_channels, taps], taps odd; bias [out_channels] or null.
+  static PackedConv plain(DType dtype, const void* weight, const void* bias, int64_t out_channels, int64_t in_channels,
+                          int64_t taps, int64_t dilation);
+  // weight [in_channels, out_channels, taps]; padding as PyTorch's, 2 * padding + stride = taps - (taps - stride) % 2.
+  static PackedConv transposed(DType dtype, const void* weight, const void* bias, int64_t in_channels,
+                               int64_t out_channels, int64_t taps, int64_t stride, int64_t padding);
+
+  // What it reads: `padding` zero rows on either side, or more.
+  ConvRows rows(int64_t batch, int64_t length, int64_t padding) const;
+  // out = scale * (total + (residual + conv)), sheets; residual and total may be null.
+  void run(const ConvRows& rows, const float* residual, const float* total, float scale, float* out) const;
+  // x [batch, in_channels, length] to out [batch, out_channels, stride * length], of the weights' dtype; residual as out,
+  // or null.
+  void run(const void* x, const void* residual, void* out, int64_t batch, int64_t length) const;
+
+  int64_t padding() const { return padding_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Taps {
+    std::vector<int64_t> offsets;  // in input times
+    Aligned<char> packed;
+  };
+
+  PackedConv(DType dtype, const void* bias, int64_t out_channels, int64_t in_channels, int64_t stride);
+  void add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps, std::vector<int64_t> offsets);
+
+  const Kernels& kernel_;
+  DType dtype_;
+  bool tiles_;
+  int64_t out_channels_, in_channels_, stride_, planes_, padding_ = 0, bytes_ = 0;
+  std::vector<float> bias_;
+  std::vector<Taps> phases_;
+};
+
+// Parameters of an anti-aliased activation: alpha, inv_beta [channels], filters [12].
+struct SnakeWeights {
+  const float *alpha, *inv_beta, *up_filter, *down_filter;
+};
+
+// The mean of residual blocks of (activation, convolution, activation, convolution, + input) layers.
+class AmpBlocks {
+ public:
+  // convs: per block and layer the dilated and the plain one; activations likewise. They stay the caller's.
+  AmpBlocks(DType dtype, int64_t channels, int64_t num_blocks, std::vector<const PackedConv*> convs,
+            std::vector<SnakeWeights> activations);
+  // x and out [batch, channels, length].
+  void run(const void* x, void* out, int64_t batch, int64_t length) const;
+
+ private:
+  void layer(int64_t index, const ConvRows& rows, const float* x, const float* total, float scale, float* middle,
+             float* out) const;
+  void activate(int64_t index, const float* sheet, const ConvRows& rows) const;
+
+  const Kernels& kernel_;
+  DType dtype_;
+  int64_t channels_, num_blocks_;
+  std::vector<const PackedConv*> convs_;
+  std::vector<SnakeWeights> activations_;
+};
+
+}  // namespace antiphon
