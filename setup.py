@@ -15,6 +15,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -56,7 +57,20 @@ class BuildWithCMake(build_ext):
         os.replace(fresh, target)  # a process that has the old one mapped keeps it
 
 
+class BuildWithCudaSources(build_py):
+    """Puts csrc/cuda into the package, where NVRTC finds it at run time; an editable install reads it from the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "antiphon_kernels" / "cuda_sources"
+        target.mkdir(parents=True, exist_ok=True)
+        for source in sorted((ROOT / "csrc" / "cuda").glob("*.[ch]*")):
+            shutil.copyfile(source, target / source.name)
+
+
 setup(
     ext_modules=[Extension("antiphon_kernels._native", sources=[], optional=missing_for_native() is not None)],
-    cmdclass={"build_ext": BuildWithCMake},
+    cmdclass={"build_ext": BuildWithCMake, "build_py": BuildWithCudaSources},
 )

@@ -15,7 +15,7 @@ from antiphon_kernels import operators
 
 FLOOR = {torch.float32: 2.0**-21, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Rounding floor of a result, relative to the largest true value."""
-WRITTEN = {"rope_cache": slice(5, 7), "advance_streams": slice(3, 8)}
+WRITTEN = {"rope_cache": slice(5, 7), "advance_streams": slice(3, 8), "decode_inputs": slice(7, 9)}
 """Arguments that an operator writes to; they are compared like results."""
 
 

@@ -6,18 +6,17 @@ GB/s, and the share of what a large read and a large matrix product reach in the
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
+from antiphon.environment import bench_sizes
 from antiphon.planner.operator_cases import FULL, TOY, Maker, cases
 from antiphon_kernels import count_calls, operators
 
 from .driver import check, measured_bandwidth, measured_operations, synchronise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SIZES = {"full": FULL, "toy": TOY}[os.environ.get("ANTIPHON_BENCH_SIZES", "full" if DEVICE.type == "cuda" else "toy")]
+SIZES = {"full": FULL, "toy": TOY}[bench_sizes(DEVICE.type == "cuda")]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +38,7 @@ def test_operator(benchmark, roofline, case):
         operator(*call.args)
         synchronise(DEVICE)
 
-    if case.operator == "advance_streams":  # every call moves the state on; the histories are as long as they are
+    if case.operator in ("advance_streams", "decode_inputs"):  # every call moves the state on; the histories are as long as they are
         benchmark.pedantic(run, rounds=5)
     else:
         benchmark(run)

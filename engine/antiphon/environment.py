@@ -1,7 +1,7 @@
 """Every environment variable that the engine reads, typed, with its default and its reason.
 
-The kernels read their own: ``ANTIPHON_BACKEND`` (``antiphon_kernels.operator``: which implementation of the operators runs),
-``ANTIPHON_CPU_ISA`` and ``ANTIPHON_CPU_THREADS`` (``antiphon_kernels.native``). The build reads ``ANTIPHON_NATIVE`` (setup.py).
+The kernels read their own (``antiphon_kernels.environment``): ``ANTIPHON_BACKEND``, ``ANTIPHON_CACHE_DIR`` and
+``ANTIPHON_CUBIN_DIR``, and in C++ ``ANTIPHON_CPU_ISA`` and ``ANTIPHON_CPU_THREADS``. The build reads ``ANTIPHON_NATIVE`` (setup.py).
 """
 
 from __future__ import annotations
@@ -26,3 +26,9 @@ def verify_checksums() -> bool:
     """``ANTIPHON_CHECKSUMS``: 0 skips the check of a converted checkpoint's files at loading. Default: 1, as a damaged
     weight is otherwise heard, not seen; it costs one read of the file, some seconds for the released model."""
     return os.environ.get("ANTIPHON_CHECKSUMS", "1") != "0"
+
+
+def bench_sizes(on_gpu: bool) -> str:
+    """``ANTIPHON_BENCH_SIZES``: sizes of the operator benchmarks, ``full`` (the released model's) or ``toy``. Default: full on a
+    GPU, toy elsewhere, where the full sizes take minutes a case."""
+    return os.environ.get("ANTIPHON_BENCH_SIZES") or ("full" if on_gpu else "toy")

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from . import environment
+
 SOURCES = next(
     (p for p in (Path(__file__).parent / "cuda_sources", Path(__file__).parents[2] / "csrc" / "cuda") if p.is_dir()), None
 )
@@ -29,12 +31,6 @@ FEATURES = {90: "90a", 100: "100a", 120: "120a"}
 def target(capability: int) -> str:
     """NVRTC and nvcc name of a compute capability: 80 → ``sm_80``, 90 → ``sm_90a``."""
     return f"sm_{FEATURES.get(capability, capability)}"
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``ANTIPHON_CACHE_DIR`` or the user's cache folder."""
-    base = os.environ.get("ANTIPHON_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "antiphon"
-    return Path(base) / "cubin"
 
 
 def expand(name: str) -> str:
@@ -65,12 +61,12 @@ def compile_nvrtc(name: str, capability: int) -> bytes:
 
 def cubin(name: str, capability: int) -> bytes:
     """Binary of ``<name>.cu``: built ahead, cached, or compiled now."""
-    ahead = os.environ.get("ANTIPHON_CUBIN_DIR")
+    ahead = environment.cubin_folder()
     for suffix in (target(capability), f"sm_{capability}"):
-        if ahead and (path := Path(ahead) / f"{name}.{suffix}.cubin").is_file():
+        if ahead and (path := ahead / f"{name}.{suffix}.cubin").is_file():
             return path.read_bytes()
     digest = hashlib.sha256(f"{expand(name)}{target(capability)}{_nvrtc_version()}".encode()).hexdigest()[:24]
-    kept = cache_folder() / f"{name}.{target(capability)}.{digest}.cubin"
+    kept = environment.cache_folder() / "cubin" / f"{name}.{target(capability)}.{digest}.cubin"
     if kept.is_file():
         return kept.read_bytes()
     code = compile_nvrtc(name, capability)

@@ -9,7 +9,6 @@ operators that have no such implementation at all, and raises for one that has i
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,12 +16,14 @@ from dataclasses import dataclass
 
 import torch
 
+from . import environment
+
 BACKENDS = ("reference", "native", "triton", "cuda")
 ORDER = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _library = torch.library.Library("antiphon", "DEF")
 _operators: dict[str, Operator] = {}
-_choice = os.environ.get("ANTIPHON_BACKEND", "auto")
+_choice = environment.backend()
 calls: Counter[tuple[str, str]] = Counter()
 """How often each (operator, backend) ran in this process, when :data:`counting` is on."""
 counting = False

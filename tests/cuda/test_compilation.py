@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
+from antiphon.planner.cuda_kernels import compile_cuda, sources
 from antiphon.planner.kernel_compile import tool
 from antiphon_kernels import cuda_support
 from antiphon_kernels.cuda_support import SOURCES, compile_nvrtc, cubin, expand, target
@@ -75,7 +78,26 @@ def test_binaries_are_cached_by_source_and_target(tmp_path, monkeypatch):
     assert cubin("linear_int8", 90) == b"built ahead"
 
 
+def test_the_plan_compiles_every_entry_point(tmp_path):
+    if not cuda_support.available:
+        pytest.skip("needs cuda-core and nvidia-cuda-nvrtc")
+    builds = compile_cuda(sources(), 90, tmp_path)
+    assert {b.source for b in builds} == set(NAMES) and len(builds) >= 3 * len(NAMES)
+    for b in builds:
+        assert f"({b.entry}," in expand(b.source) and b.stack == 0 and 0 < b.registers <= 96 and b.wide_loads > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.sm_90a.cubin" for name in NAMES]
+
+
 def test_expanded_source_has_every_header_once():
     text = expand("linear_int4")
     assert text.count("struct bfloat16") == 1 and text.count("struct Unit") == 1
     assert not re.search(r'^#include "', text, re.MULTILINE)
+
+
+def test_a_wheel_contains_the_sources(tmp_path):
+    """Where there is no checkout, NVRTC compiles what lies in the package."""
+    pytest.importorskip("setuptools")
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, cwd=SOURCES.parents[1], env={**os.environ, "ANTIPHON_NATIVE": "0"})
+    packed = tmp_path / "antiphon_kernels" / "cuda_sources"
+    assert {p.name for p in SOURCES.glob("*.[ch]*")} == {p.name for p in packed.iterdir()} > {f"{n}.cu" for n in NAMES}

@@ -31,14 +31,14 @@ def add(subparsers) -> None:
     )
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave the kernels uncompiled")
     parser.add_argument(
-        "--warm", type=Path, metavar="DIR", help="keep the compiled kernels there: set TRITON_CACHE_DIR to it"
+        "--warm", type=Path, metavar="DIR", help="keep the compiled kernels there: set TRITON_CACHE_DIR to it, ANTIPHON_CUBIN_DIR to its folder cubin"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ..planner.gpus import gpu
-    from ..planner.plan_kernels import compile_kernels, kernel_lines
+    from ..planner.plan_kernels import compile_cuda_sources, compile_kernels, kernel_lines
     from ..planner.rehearsal import rehearse
     from ..planner.report import json_report, project, text_report
 
@@ -49,12 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(text_report(projection), flush=True)
     report = json_report(projection, rehearsal)
     if arguments.compile:
-        builds = compile_kernels(rehearsal.kernels, spec, arguments.warm)
+        builds = [*compile_kernels(rehearsal.kernels, spec, arguments.warm), *compile_cuda_sources(spec, arguments.warm)]
         print("\n" + "\n".join(kernel_lines(builds)))
-        report["kernels"] = [
-            {k: getattr(b, k) for k in ("label", "capability", "registers", "shared", "stack", "mma", "wide_loads")}
-            for b in builds
-        ]
+        keys = ("label", "capability", "registers", "shared", "stack", "wide_loads")
+        report["kernels"] = [{k: getattr(b, k) for k in keys} | {"mma": getattr(b, "mma", 0)} for b in builds]
     report["seconds"] = time.perf_counter() - began
     print(f"\ntook {report['seconds']:.0f} s on this CPU")
     if arguments.json:

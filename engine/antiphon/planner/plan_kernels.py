@@ -9,6 +9,7 @@ from pathlib import Path
 
 from antiphon_kernels.triton_support import Launch, available
 
+from .cuda_kernels import CudaBuild, compile_cuda, sources
 from .gpus import GpuSpec
 from .kernel_compile import SHARED_LIMIT, Build, compile_launches, unique
 
@@ -36,13 +37,19 @@ def compile_kernels(launches: Sequence[Launch], gpu: GpuSpec, warm: Path | None 
         return compile_launches({capability: unique(launches)}, cache=cache)
 
 
-def kernel_lines(builds: Sequence[Build]) -> list[str]:
+def compile_cuda_sources(gpu: GpuSpec, warm: Path | None = None) -> list[CudaBuild]:
+    """Every kernel of csrc/cuda for the GPU's own architecture; ``warm``/cubin keeps the binaries for ``ANTIPHON_CUBIN_DIR``."""
+    return compile_cuda(sources(), int(gpu.architecture.removeprefix("sm_")), warm and warm / "cubin")
+
+
+def kernel_lines(builds: Sequence[Build | CudaBuild]) -> list[str]:
     """A table of resources, with what is wrong said in capitals."""
     lines = [f"{'registers':>9s} {'shared':>8s} {'spills':>7s} {'mma':>5s} {'128-bit':>8s}  kernel"]
     for b in builds:
         over = "  TOO MUCH SHARED MEMORY" if b.shared > SHARED_LIMIT[b.capability] else ""
+        mma = f"{b.mma:5d}" if isinstance(b, Build) else "    -"
         lines.append(
-            f"{b.registers:9d} {b.shared:8d} {b.stack:7d} {b.mma:5d} {b.wide_loads:8d}  {b.label}"
+            f"{b.registers:9d} {b.shared:8d} {b.stack:7d} {mma} {b.wide_loads:8d}  {b.label}"
             f"{'  SPILLS' if b.stack else ''}{over}"
         )
     return [*lines, f"{len(builds)} kernels compiled for sm_{builds[0].capability if builds else '?'}"]
