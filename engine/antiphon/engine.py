@@ -11,10 +11,10 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from antiphon_kernels import Stop
 
@@ -48,6 +48,7 @@ from .step_builder import PromptChunk, StepBuilder
 from .streams import SlotStreams
 
 logger = logging.getLogger(__name__)
+RUNNING = int(Stop.RUNNING)
 
 
 class Output(NamedTuple):
@@ -55,6 +56,10 @@ class Output(NamedTuple):
 
     request_id: str
     delta: Delta | AntiphonError
+
+
+_output = partial(tuple.__new__, Output)
+"""From (request id, delta). Every row of every step makes one, and the class's own constructor takes twice as long."""
 
 
 class Engine:
@@ -110,7 +115,7 @@ class Engine:
         self.live: dict[str, LiveRequest] = {}
         self._to_encode: list[LiveRequest] = []
         self._outputs: list[Output] = []
-        self._builder = StepBuilder(self.config.max_sequences, self._prompt_chunk, self._adapt)
+        self._builder = StepBuilder(self.config.max_sequences, self._prompt_chunk, runtime.llm)
         self._streams = SlotStreams(llm, self.config.max_sequences)
         self._in_slot: list[LiveRequest | None] = [None] * self.config.max_sequences
         self._ids = itertools.count(1)
@@ -276,16 +281,12 @@ class Engine:
             features = np.pad(features, (0, sequence.length - len(features)), constant_values=-1)
         return PromptChunk(rows[:, 0], rows[:, 1], features, live.features(features))
 
-    def _adapt(self, features: Tensor) -> Tensor:
-        llm = self.runtime.llm
-        return llm.adapt(features.to(llm.embed_table.device))
-
     def _commit(self, plan: StepPlan, output: StepOutput, step: int) -> None:
         """Tell the scheduler which pairs were drawn; new text goes out, speech tokens go on, ends end.
 
         ``step`` of the plan; whoever ended in an earlier one drew nothing.
         """
-        drawn = np.flatnonzero(plan.samples)
+        drawn = plan.samples.nonzero()[0]
         columns = [np.array(c, np.int64) for c in (output.text, output.audio, output.stop, output.text_ended)]
         if step:
             running = self.scheduler.table.decoding[plan.slots[drawn]]
@@ -293,19 +294,17 @@ class Engine:
         slots = plan.slots[drawn]
         text, audio, stop, text_ended = columns
         self._builder.last_audio[slots], self._builder.last_text[slots] = audio, text
-        results = StepResults(text, audio, text_ended, stop != Stop.RUNNING)
+        ended = stop != RUNNING
+        results = StepResults(text, audio, text_ended, ended)
         if step:
             self.scheduler.commit_next(slots, results)
         else:
             self.scheduler.commit(plan, results)
         said, spoken = self._streams.push(slots, plan.num_generated[drawn] + step, text, audio)
-        ends = dict(zip(slots[stop != Stop.RUNNING].tolist(), stop[stop != Stop.RUNNING].tolist(), strict=True))
+        ends = dict(zip(slots[ended].tolist(), stop[ended].tolist(), strict=True)) if ended.any() else {}
         self._say(slots[said].tolist(), text[said].tolist(), ends)
-        offset = self.runtime.config.llm.audio_token_offset
-        for slot, token in zip(slots[spoken].tolist(), (audio[spoken] - offset).tolist(), strict=True):
-            live = self._in_slot[slot]
-            if live.speaks:
-                self.speech.push(live, token)
+        if spoken.any():
+            self._sound(slots[spoken].tolist(), audio[spoken])
         for slot, code in ends.items():
             self._end(self._in_slot[slot], Stop(code))
 
@@ -317,9 +316,17 @@ class Engine:
             generation = live.generation
             new = generation.say(text_id)
             if new:
-                outputs.append(Output(live.request_id, generation.text_delta(new)))
+                outputs.append(_output((live.request_id, generation.text_delta(new))))
             if generation.stopped:
-                ends.setdefault(slot, Stop.RUNNING)
+                ends.setdefault(slot, RUNNING)
+
+    def _sound(self, slots: list[int], audio_ids: np.ndarray) -> None:
+        """New speech tokens of one step, for those who are to be heard."""
+        tokens = (audio_ids - self.runtime.config.llm.audio_token_offset).tolist()
+        for slot, token in zip(slots, tokens, strict=True):
+            live = self._in_slot[slot]
+            if live.speaks:
+                self.speech.push(live, token)
 
     def _end(self, live: LiveRequest, stop: Stop) -> None:
         """Both token streams are over: by the model's end, a limit, or (while the model goes on) a stop text."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .execution.step_batch import StepBatch
+from .models.dual_qwen import DualQwen
 from .scheduler import SequencePlan, StepPlan
 
 
@@ -31,14 +32,13 @@ class StepBuilder:
 
     Args:
         chunk: supplies the rows of prefills.
-        adapt: encoder features [n, adaptor input] → adaptor outputs [n, H]; called once per step, with the rows of that
-            step: positions found in the prefix cache cost nothing.
+        model: its adaptor runs once per step, on the rows of that step: positions found in the prefix cache cost nothing.
     """
 
-    def __init__(self, num_slots: int, chunk: Callable[[SequencePlan], PromptChunk], adapt: Callable[[Tensor], Tensor]):
+    def __init__(self, num_slots: int, chunk: Callable[[SequencePlan], PromptChunk], model: DualQwen):
         self.last_audio = np.zeros(num_slots, np.int64)
         self.last_text = np.zeros(num_slots, np.int64)
-        self._chunk, self._adapt = chunk, adapt
+        self._chunk, self._model = chunk, model
 
     def build(self, plan: StepPlan) -> StepBatch:
         """The batch of a plan: decode rows first, then prompt chunks."""
@@ -64,6 +64,6 @@ class StepBuilder:
             audio_ids=audio,
             text_ids=text,
             feature_rows=feature_rows,
-            features=self._adapt(torch.cat(features)) if features else None,
+            features=self._model.adapt(torch.cat(features).to(self._model.embed_table.device)) if features else None,
             tables=plan.block_tables,
         )

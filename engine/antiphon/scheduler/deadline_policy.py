@@ -70,10 +70,12 @@ class DeadlinePolicy:
         waiting: Sequence[RequestState],
         token_budget: int,
     ) -> StepOrder:
-        slots = np.flatnonzero(table.decoding)
+        slots = table.decoding.nonzero()[0]
         in_hand = table.play_end[slots] - now
-        patience = max(self.options.step, self._decode_slack(now, table, slots))
         full = self.cost.llm_step(0, len(slots))
+        if full <= self.options.step and not prefilling and not waiting:
+            return StepOrder(slots[in_hand.argsort(kind="stable")], (), 0)
+        patience = max(self.options.step, self._decode_slack(now, table, slots))
         if full > patience or prefilling or (waiting and table.free and not table.admission_blocked):
             near = in_hand <= self.options.far_ahead
             if self.cost.llm_step(0, int(near.sum())) < (1 - self.options.worthwhile) * full:

@@ -88,7 +88,7 @@ class FcfsPolicy:
         waiting: Sequence[RequestState],
         token_budget: int,
     ) -> StepOrder:
-        return StepOrder(np.flatnonzero(table.decoding), (*prefilling, *waiting), token_budget)
+        return StepOrder(table.decoding.nonzero()[0], (*prefilling, *waiting), token_budget)
 
     def decode_steps(self, now: float, table: SlotTable) -> int:
         return MAX_LAUNCH

@@ -197,11 +197,13 @@ class Scheduler:
 
     def _plan_decodes(self, now: float, slots: np.ndarray) -> None:
         """Every slot that opens a page gets it, in the policy's order; whoever is preempted on the way drops out."""
+        self._decodes = slots
         turning = self.table.opening_page(slots)
+        if not len(turning):
+            return
         for slot in self.table.with_full_ring(turning).tolist():
             self._empty_ring(self.table.states[slot])
         if self.memory.open_pages(turning, self.table):
-            self._decodes = slots
             return
         for slot in turning.tolist():
             if self.table.decoding[slot]:
@@ -283,7 +285,7 @@ class Scheduler:
 
     def _build_plan(self, steps: int) -> StepPlan:
         table = self.table
-        decodes = self._decodes[table.decoding[self._decodes]]
+        decodes = self._decodes[table.decoding[self._decodes]] if self._preempted else self._decodes
         chunks = self._chunks.values()
         starts, prompt_len = table.num_tokens[decodes] - 1, table.prompt_len[decodes]
         text, audio, samples = table.run_text[decodes], table.run_audio[decodes], np.ones(len(decodes), bool)
@@ -325,6 +327,8 @@ class Scheduler:
 
     def _planned_prefills(self, plan: StepPlan) -> list[tuple[RequestState, int]]:
         """The plan's prompt chunks whose requests still exist."""
+        if len(plan.request_ids) == plan.num_decodes:
+            return []
         rows = zip(plan.request_ids[plan.num_decodes :], plan.lengths[plan.num_decodes :].tolist())
         return [(self.prefilling[name], length) for name, length in rows if name in self.prefilling]
 
@@ -333,9 +337,12 @@ class Scheduler:
     ) -> list[RequestState]:
         table = self.table
         table.append(slots, text, audio)
-        for slot in slots[text_ended & ~finished & ~table.text_ended[slots]].tolist():
-            self._end_text(table.states[slot])
+        if text_ended.any():
+            for slot in slots[text_ended & ~finished & ~table.text_ended[slots]].tolist():
+                self._end_text(table.states[slot])
         done = finished | (table.num_tokens[slots] >= table.max_tokens[slots])
+        if not done.any():
+            return []
         states = [table.states[slot] for slot in slots[done].tolist()]
         for state, stopped in zip(states, finished[done].tolist()):
             self._finish(state, "stop" if stopped else "length")
