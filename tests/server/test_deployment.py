@@ -86,4 +86,5 @@ def test_the_unit_runs_the_server():
     unit.read(ROOT / "deploy/antiphon.service")
     command = unit["Service"]["ExecStart"].split()
     assert command[1] == "serve" and unit["Service"]["KillSignal"] == "SIGTERM"
+    assert unit["Service"]["KillMode"] == "mixed", "draining needs the engine's process alive"
     assert arguments(*command[2:]).config == Path("/etc/antiphon/antiphon.yaml")
