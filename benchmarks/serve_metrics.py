@@ -58,11 +58,10 @@ class Memory:
         rows = []
         for name in sorted({name for _, sizes in self.samples for name in sizes}):
             sizes = np.array([sizes[name] for _, sizes in self.samples if name in sizes]) / 2**20
-            quarter = max(1, len(sizes) // 4)
-            second, last = np.median(sizes[quarter : 2 * quarter + 1]), np.median(sizes[-quarter:])
-            quarters = {"second_quarter_mb": float(second), "last_quarter_mb": float(last)}
-            whole = {"process": name, "first_mb": float(sizes[0]), "most_mb": float(sizes.max())}
-            rows.append(whole | quarters | {"growth": float(last / second - 1)})
+            quarters = [float(np.median(part)) for part in np.array_split(sizes, min(4, len(sizes)))]
+            row = {"process": name, "first_mb": float(sizes[0]), "most_mb": float(sizes.max())}
+            row |= {f"quarter{number}_mb": size for number, size in enumerate(quarters, 1)}
+            rows.append(row | {"growth": quarters[-1] / quarters[min(1, len(quarters) - 1)] - 1})
         return rows
 
 

@@ -132,9 +132,12 @@ async def leave(clients: Sequence[Client], target: Target, seconds: float, rate:
     phase = Phase("leave")
     before = await asyncio.to_thread(scrape, target)
     leaving = dataclasses.replace(target, hangup=target.hangup or 0.5)
-    measured, taken = await closed_loop(clients, leaving, seconds)
+    memory = Memory(target)
+    async with memory.sampling():
+        measured, taken = await closed_loop(clients, leaving, seconds)
     phase.add(measured, taken)
     phase.fail_on_errors(measured)
+    phase.memory = memory.rows()
     left = await left_behind(target, before)
     phase.rows.append({"phase": "leave", "scenario": "left behind"} | left)
     phase.failures += [f"leave: {name} {count:g} left behind" for name, count in left.items() if count]

@@ -22,7 +22,7 @@ COLUMNS = [
     "gap_p95",
 ]
 COLUMNS += ["viability", "rtf_p50", "latency_p50", "latency_p95"]
-MEMORY_COLUMNS = ("process", "first_mb", "second_quarter_mb", "last_quarter_mb", "most_mb", "growth")
+MEMORY_COLUMNS = ("process", "first_mb", *(f"quarter{number}_mb" for number in range(1, 5)), "most_mb", "growth")
 
 
 def summary(name: str, measured: list[Measured], seconds: float) -> dict:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import numpy as np
+from starlette.websockets import WebSocketDisconnect
 
 from ..errors import ApiError, bad_request, envelope
 from ..ids import new_id
@@ -156,5 +157,8 @@ class Session:
 
 def _report(task: asyncio.Task) -> None:
     """A response ends its own errors; what is left is a client that has gone, or our mistake."""
-    if not task.cancelled() and task.exception() is not None:
-        logger.warning("a response ended early: %r", task.exception())
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, (WebSocketDisconnect, OSError, asyncio.TimeoutError)):
+        logger.info("a response lost its listener: %r", error)
+    elif error is not None:
+        logger.warning("a response ended early: %r", error)
