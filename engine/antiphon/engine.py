@@ -20,6 +20,7 @@ from antiphon_kernels import Stop
 
 from .conversation import Conversation
 from .deltas import Delta
+from .encode_stage import EncodeStage
 from .engine_config import EngineConfig, kv_sizes, resolve
 from .engine_memory import captured_rows, check_fits, engine_memory
 from .errors import AntiphonError, EngineError, OverloadedError
@@ -113,7 +114,7 @@ class Engine:
             )
             self.speech = SpeechStage(detokenizer, self._choose_speech, self._cost.observe_speech, clock)
         self.live: dict[str, LiveRequest] = {}
-        self._to_encode: list[LiveRequest] = []
+        self.encoding = EncodeStage(runtime.encoder, self.config.encode_seconds)
         self._outputs: list[Output] = []
         self._builder = StepBuilder(self.config.max_sequences, self._prompt_chunk, runtime.llm)
         self._streams = SlotStreams(llm, self.config.max_sequences)
@@ -136,7 +137,7 @@ class Engine:
             raise EngineError(f"request id {request_id!r} is already in use; choose another")
         live = LiveRequest(request_id, prepared, self.runtime, self.clock)
         self.live[request_id] = live
-        self._to_encode.append(live)
+        self.encoding.add(live)
         return request_id
 
     def abort(self, request_id: str) -> bool:
@@ -157,7 +158,7 @@ class Engine:
     def step(self) -> list[Output]:
         """Do one round of work; returns what became ready."""
         self._encode()
-        busy = self._think()
+        busy = self._think() or self._encode(wait=True)
         self._speak(wait=not busy)
         outputs, self._outputs = self._outputs, []
         return outputs
@@ -174,37 +175,15 @@ class Engine:
 
     # -- encode --------------------------------------------------------------------------------------------------
 
-    def _encode(self) -> None:
-        """Encode the recordings of waiting requests, several in one call, the shortest first; then hand them over.
-
-        One step encodes at most ``encode_seconds`` of sound, or one request, so that nobody waits long for the others.
-        """
-        if not self._to_encode:
-            return
-        self._to_encode.sort(key=lambda live: (live.prepared.request.priority, live.seconds_of_audio, live.arrival))
-        chosen, seconds = [], 0.0
-        for live in self._to_encode:
-            seconds += live.seconds_of_audio
-            if chosen and seconds > self.config.encode_seconds:
-                break
-            chosen.append(live)
-        del self._to_encode[: len(chosen)]
-        for live, audios in self._encoded(chosen):
-            self._guarded(live, lambda live, audios=audios: self._start(live, audios))
-
-    def _encoded(self, chosen: list[LiveRequest]) -> list[tuple[LiveRequest, list[EncodedAudio]]]:
-        """Every request with its encoded recordings, all in one call; one by one if that fails, to find the culprit."""
-        recordings = [samples for live in chosen for samples in live.prepared.recordings]
-        with_features = [flag for live in chosen for flag in live.prepared.with_features]
-        try:
-            audios = iter(self.runtime.encoder.encode(recordings, with_features))
-        except Exception as error:
-            if len(chosen) > 1:
-                return [pair for live in chosen for pair in self._encoded([live])]
-            logger.exception("the recordings of request %s could not be encoded", chosen[0].request_id)
-            self._fail(chosen[0], EngineError(f"the recordings could not be encoded: {error}"))
-            return []
-        return [(live, list(itertools.islice(audios, len(live.prepared.recordings)))) for live in chosen]
+    def _encode(self, wait: bool = False) -> bool:
+        """Requests whose recordings are encoded go to the scheduler; True if there were any. ``wait``: for the encoders."""
+        done = self.encoding.step(wait)
+        for live, result in done:
+            if isinstance(result, EngineError):
+                self._fail(live, result)
+            else:
+                self._guarded(live, lambda live, result=result: self._start(live, result))
+        return bool(done)
 
     def _start(self, live: LiveRequest, audios: list[EncodedAudio]) -> None:
         """Recordings to prompt; then the request belongs to the scheduler."""
@@ -237,7 +216,7 @@ class Engine:
 
     def _think(self) -> bool:
         """One ragged step of the language model, or several decode steps in a row; False if there is nothing to compute."""
-        plan = self.scheduler.schedule(self.clock(), 1 if self._to_encode else self._max_steps)
+        plan = self.scheduler.schedule(self.clock(), 1 if self.encoding.lives else self._max_steps)
         if plan is None:
             return False
         try:
@@ -355,7 +334,7 @@ class Engine:
 
     def _choose_speech(self, jobs: list[SpeechJob]) -> list[SpeechJob]:
         scheduler = self.scheduler
-        prompts = [live.arrival for live in self._to_encode] + [s.arrival for s in scheduler.prefilling.values()]
+        prompts = [live.arrival for live in self.encoding.lives] + [s.arrival for s in scheduler.prefilling.values()]
         oldest = min([*prompts, *(entry[1] for entry in scheduler.waiting[:1])], default=math.inf)
         return scheduler.policy.choose_speech(self.clock(), jobs, scheduler.table, oldest, self.config.max_speech_batch)
 
@@ -391,8 +370,7 @@ class Engine:
     def _drop(self, live: LiveRequest) -> None:
         """Free everything a request holds, whatever its stage."""
         self.live.pop(live.request_id, None)
-        if live in self._to_encode:
-            self._to_encode.remove(live)
+        self.encoding.drop(live)
         self.scheduler.abort(live.request_id)
         if self.speech is not None:
             self.speech.drop(live)

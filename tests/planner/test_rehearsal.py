@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from antiphon.checkpoint.presets import kimi_audio_7b
+from antiphon.checkpoint.presets import kimi_audio_7b, nano
+from antiphon.execution.audio_encoder import AudioEncoder
 from antiphon.planner.fake_device import fake_cuda
+from antiphon.planner.fake_model import build, packed_shapes
 from antiphon.planner.floors import decode_bytes, flow_reference_flops
 from antiphon.planner.gpus import gpu
 from antiphon.planner.recorder import Recorder, RehearsalError
-from antiphon.planner.rehearsal import Workload, rehearse
+from antiphon.planner.rehearsal import Workload, _make_constants, rehearse
 from antiphon.planner.report import launches_per_layer, project, text_report
 from antiphon.upload import upload
 
@@ -130,6 +132,19 @@ def test_mixed_devices_are_an_error():
         _recorded(lambda x: x + torch.zeros(4, 8))
     with pytest.raises(RehearsalError, match="on cuda"):
         _recorded(lambda x: torch.ops.antiphon.silu_mul(torch.zeros(4, 8)))
+
+
+def test_both_encoders_run_without_waiting_for_each_other_or_the_device():
+    """What the engine starts beside the language model: two uploads a segment (sound, and lengths), nothing read back."""
+    recorder, shapes = Recorder(90), packed_shapes(nano())
+    with fake_cuda() as device:
+        model = build(nano(), shapes, device)
+        _make_constants(model, LOAD)
+        encoder = AudioEncoder(model.whisper, model.tokenizer)
+        with recorder.part("encoders") as part:
+            encoding = encoder.start([np.zeros(20_000, np.float32), np.zeros(9_000, np.float32)], [True, False])
+    assert {c.name for c in part.calls} >= {"encoder_attention", "vq_nearest"} and 0 < part.uploads <= 6
+    assert all(t.device.type == "cuda" for t in (*encoding._features.values(), *encoding._arrivals._tensors))
 
 
 def test_one_upload_carries_all_arrays():

@@ -14,6 +14,7 @@ from ..audio.segments import split_segments
 from ..models.speech_tokenizer import SpeechTokenizer, padded_widths
 from ..models.whisper_encoder import WhisperEncoder
 from ..upload import upload
+from .side_stream import Arrivals, SideStream, hand_over
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,7 @@ class AudioEncoder:
         self.whisper, self.tokenizer = whisper, tokenizer
         self.segments_per_pass = segments_per_pass
         self._cache = _Cache(cache_bytes)
+        self._side = SideStream(whisper.device)
 
     def encode(
         self, recordings: Sequence[np.ndarray], with_features: Sequence[bool] | None = None
@@ -69,34 +71,35 @@ class AudioEncoder:
             recordings: float32 [N] at 16 kHz each, N >= 1.
             with_features: per recording; None for all.
         """
+        return self.start(recordings, with_features).results()
+
+    def start(self, recordings: Sequence[np.ndarray], with_features: Sequence[bool] | None = None) -> Encoding:
+        """As :meth:`encode`, without waiting: on a GPU both encoders run beside the language model."""
         wanted = [True] * len(recordings) if with_features is None else list(with_features)
         hashes = [content_hash(samples) for samples in recordings]
         known = {key: found for key in hashes if (found := self._cache.get(key)) is not None}
         fresh = {key: samples for key, samples in zip(hashes, recordings) if key not in known}
-        known |= self._tokenize(fresh)
         lacking = {
             key: samples
             for key, samples, need in zip(hashes, recordings, wanted)
-            if need and known[key].features is None
+            if need and (key in fresh or known[key].features is None)
         }
-        known |= self._add_features(lacking, known)
-        for key in hashes:
-            self._cache.put(known[key])
-        return [known[key] if need else replace(known[key], features=None) for key, need in zip(hashes, wanted)]
+        with self._side.work():
+            codes, features = self._codes(fresh), self._features(lacking)
+            arrivals = Arrivals(list(codes.values()), list(features.values()))
+        lengths = {key: len(samples) for key, samples in fresh.items()}
+        return Encoding(self._cache, known, lengths, features, arrivals, list(zip(hashes, wanted)))
 
-    def _tokenize(self, recordings: dict[bytes, np.ndarray]) -> dict[bytes, EncodedAudio]:
+    def _codes(self, recordings: dict[bytes, np.ndarray]) -> dict[bytes, torch.Tensor]:
         segments = {key: split_segments(samples) for key, samples in recordings.items()}
         widths = [w for parts in segments.values() for w in padded_widths([len(part) for part in parts])]
         codes = self.run_segments(self.tokenizer, [part for parts in segments.values() for part in parts], widths)
-        return {
-            key: EncodedAudio(_join(codes, len(parts)).cpu(), None, key, len(recordings[key]))
-            for key, parts in segments.items()
-        }
+        return {key: _join(codes, len(parts)) for key, parts in segments.items()}
 
-    def _add_features(self, recordings: dict[bytes, np.ndarray], known: dict[bytes, EncodedAudio]):
+    def _features(self, recordings: dict[bytes, np.ndarray]) -> dict[bytes, torch.Tensor]:
         segments = {key: split_segments(samples) for key, samples in recordings.items()}
         rows = self.run_segments(self.whisper, [part for parts in segments.values() for part in parts])
-        return {key: replace(known[key], features=_join(rows, len(parts))) for key, parts in segments.items()}
+        return {key: _join(rows, len(parts)) for key, parts in segments.items()}
 
     @torch.no_grad()
     def run_segments(self, encoder, segments: list[np.ndarray], *arguments: list[int]):
@@ -115,6 +118,40 @@ class AudioEncoder:
 def _join(results, count: int) -> torch.Tensor:
     """The next ``count`` results of the iterator, joined along the first dimension."""
     return torch.cat([next(results) for _ in range(count)])
+
+
+class Encoding:
+    """Recordings that have been handed to the encoders."""
+
+    def __init__(
+        self,
+        cache: _Cache,
+        known: dict[bytes, EncodedAudio],
+        lengths: dict[bytes, int],
+        features: dict[bytes, torch.Tensor],
+        arrivals: Arrivals,
+        asked: list[tuple[bytes, bool]],
+    ):
+        """``lengths``: samples of the recordings whose codes are under way, in the order of ``arrivals``; ``asked``: content
+        and whether features are wanted, per recording."""
+        self._cache, self._known, self._lengths = cache, known, lengths
+        self._features, self._arrivals, self._asked = features, arrivals, asked
+
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`results` would not wait."""
+        return self._arrivals.ready
+
+    def results(self) -> list[EncodedAudio]:
+        """Wait for the encoders, and remember what they made; in the order of the recordings."""
+        known = dict(self._known)
+        for (key, length), codes in zip(self._lengths.items(), self._arrivals.arrays(), strict=True):
+            known[key] = EncodedAudio(torch.from_numpy(codes), None, key, length)
+        hand_over(list(self._features.values()))
+        known |= {key: replace(known[key], features=rows) for key, rows in self._features.items()}
+        for key, _ in self._asked:
+            self._cache.put(known[key])
+        return [known[key] if need else replace(known[key], features=None) for key, need in self._asked]
 
 
 class _Cache:

@@ -13,7 +13,8 @@ from torch import Tensor
 class SideStream:
     """Work inside ``with stream.work():`` goes to a CUDA stream of its own; on a CPU it simply runs.
 
-    It begins after what was queued before. Tensors that it makes must stay with it: nothing else waits for them.
+    It begins after what was queued before. Tensors that it makes stay with it, since nothing else waits for them, until
+    :class:`Arrivals` behind them are ready and :func:`hand_over` was told.
     """
 
     def __init__(self, device: torch.device):
@@ -31,13 +32,23 @@ class SideStream:
             yield
 
 
-class Arrivals:
-    """Float tensors on their way to the host: pinned copies behind the work of the current stream."""
+def hand_over(tensors: Sequence[Tensor]) -> None:
+    """Finished tensors of a side stream go to the current one: their memory is not used again before it is done with them."""
+    for t in tensors:
+        if t.is_cuda and torch.cuda.is_available():
+            t.record_stream(torch.cuda.current_stream(t.device))
 
-    def __init__(self, tensors: Sequence[Tensor]):
+
+class Arrivals:
+    """Tensors on their way to the host: pinned copies behind the work of the current stream.
+
+    ``staying``: tensors that are not copied, but that must be complete as well.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], staying: Sequence[Tensor] = ()):
         self._event = None
         self._tensors = list(tensors)
-        if any(t.is_cuda for t in tensors) and torch.cuda.is_available():
+        if any(t.is_cuda for t in (*tensors, *staying)) and torch.cuda.is_available():
             self._tensors = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
             for target, source in zip(self._tensors, tensors, strict=True):
                 target.copy_(source, non_blocking=True)
