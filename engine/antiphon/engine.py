@@ -90,7 +90,9 @@ class Engine:
         logger.info("memory plan\n%s", "\n".join(self.memory.lines()))
         check_fits(self.memory, runtime)
         graphs = graphs_for(runtime.device) if graphs is None else graphs
-        self.runner = LlmRunner.build(runtime.llm, sizes, self.config.max_sequences, runtime.dtype, graphs)
+        self.runner = LlmRunner.build(
+            runtime.llm, sizes, self.config.max_sequences, runtime.dtype, graphs, self.config.attention
+        )
         if runtime.device.type == "cuda" and self.runner.graphs is not None:
             steps = (1, self.config.decode_steps_per_launch)
             self.runner.graphs.prepare(captured_rows(self.config), self.runner.graphs.widths[:1], steps)

@@ -8,6 +8,7 @@ import torch
 
 from .config import LlmConfig
 from .errors import ConfigError
+from .execution.flashinfer_attention import CHOICES
 from .execution.kv_cache import PAGE_SIZE, KVSizes, page_bytes
 
 DEFAULT_KV_BYTES = 1 << 30
@@ -24,7 +25,8 @@ class EngineConfig:
     branch of speaking requests to the end, so that the next turn of a conversation finds its text keys in the cache;
     costs the branch, changes no token. decode_steps_per_launch: decode steps that captured graphs run in a row without the
     host while nobody waits to be admitted and no speech chunk is about to be complete; saves the gap between steps, and
-    text comes in groups; changes no token. Without graphs (on a CPU) steps run one by one.
+    text comes in groups; changes no token. Without graphs (on a CPU) steps run one by one. attention: "antiphon", "flashinfer"
+    (everywhere) or "auto" (FlashInfer for prompts, where it is installed and suits).
     """
 
     max_sequences: int = 16
@@ -38,6 +40,7 @@ class EngineConfig:
     prefix_caching: bool = True
     keep_text_branch: bool = False
     decode_steps_per_launch: int = 1
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_sequences", "token_budget", "max_speech_batch", "max_waiting"):
@@ -45,6 +48,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.token_budget < self.max_sequences:
             raise ConfigError(f"token_budget {self.token_budget} is below max_sequences {self.max_sequences}")
+        if self.attention not in CHOICES:
+            raise ConfigError(f"attention {self.attention!r}: expected one of {', '.join(CHOICES)}")
         if not 1 <= self.decode_steps_per_launch <= PAGE_SIZE:
             raise ConfigError(f"decode_steps_per_launch must be 1 to {PAGE_SIZE}, got {self.decode_steps_per_launch}")
 

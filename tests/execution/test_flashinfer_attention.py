@@ -13,6 +13,8 @@ from decode_world import MIXES, SLOTS, World, random_model
 from antiphon.checkpoint.presets import kimi_audio_7b, nano
 from antiphon.errors import ConfigError
 from antiphon.execution import flashinfer_attention as fi
+from antiphon.execution.decode_graphs import DecodeGraphs
+from antiphon.execution.graphs import TapeGraphs
 from antiphon.execution.kv_cache import KVSizes
 from antiphon.execution.llm_runner import LlmRunner
 from antiphon_kernels import paged_attention
@@ -72,17 +74,63 @@ def real():
         pytest.skip(f"flashinfer-python is not importable here: {error}")
 
 
-@pytest.mark.parametrize("graph", [False, True])
-def test_calls_fit_the_real_signatures(real, graph):
-    arguments = fi.plan_arguments(CONFIG, torch.bfloat16, *step(), graph)
+def test_calls_fit_the_real_signatures(real):
+    arguments = fi.plan_arguments(CONFIG, torch.bfloat16, *step())
     signature = inspect.signature(real.plan)
     signature.bind(None, **arguments)
     assert set(arguments) <= set(signature.parameters), "no argument disappears in **kwargs"
-    planned = fi.PlannedAttention(CONFIG, torch.bfloat16, CPU, 4 if graph else None, 64, wrapper=Wrapper)
-    buffers = planned._wrapper.buffers
-    inspect.signature(real.__init__).bind(None, torch.empty(1), fi.LAYOUT, **buffers)
-    assert set(buffers) <= set(inspect.signature(real.__init__).parameters)
+    inspect.signature(real.__init__).bind(None, torch.empty(1), fi.LAYOUT)
     inspect.signature(real.run).bind(None, torch.empty(1), (torch.empty(1), torch.empty(1)))
+
+
+def test_captured_calls_fit_the_real_signatures(real):
+    """The decode wrapper in graph mode; its ``plan`` hands keywords on to ``_plan_impl``."""
+    decode = fi.decode_wrapper_class()
+    _, tables, seq_lens = step()
+    arguments = fi.decode_plan_arguments(CONFIG, torch.bfloat16, tables, seq_lens)
+    inspect.signature(decode.plan).bind(None, **arguments)
+    assert set(arguments) <= set(inspect.signature(decode._plan_impl).parameters)
+    captured = fi.CapturedAttention(CONFIG, torch.bfloat16, CPU, wrapper=GraphWrapper).open(3, 4)
+    buffers = captured._wrapper.buffers
+    inspect.signature(decode.__init__).bind(None, torch.empty(1), fi.LAYOUT, **buffers)
+    assert buffers["use_cuda_graph"] and set(buffers) <= set(inspect.signature(decode.__init__).parameters)
+    inspect.signature(decode.run).bind(None, torch.empty(1), (torch.empty(1), torch.empty(1)))
+
+
+class GraphWrapper:
+    """FlashInfer's decode wrapper in graph mode: ``plan`` fills fixed buffers, ``run`` reads nothing else."""
+
+    def __init__(self, workspace, kv_layout="NHD", **buffers):
+        self.buffers = buffers
+        self.places = [buffers[f"paged_kv_{name}_buffer"] for name in ("indptr", "indices", "last_page_len")]
+
+    def plan(self, indptr, indices, last_page_len, **settings):
+        self.settings = settings
+        for place, values in zip(self.places, (indptr, indices, last_page_len), strict=True):
+            assert len(values) == len(place) or place is self.places[1]
+            place[: len(values)] = values
+
+    def run(self, q, paged_kv_cache):
+        indptr, indices, last = self.places
+        width = len(indices) // len(last)
+        tables = indices[(indptr[:-1, None] + torch.arange(width)).clamp_max(len(indices) - 1)]
+        seq_lens = (indptr[1:] - indptr[:-1] - 1) * self.settings["page_size"] + last
+        bounds = torch.arange(len(q) + 1, dtype=torch.int32)
+        return paged_attention(q, *paged_kv_cache, tables, bounds, seq_lens, 1, self.settings["sm_scale"])
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_captured_steps_with_planned_attention_give_the_same_tokens(mix):
+    model = random_model()
+    plain, planned = World(model, MIXES[mix]), World(model, MIXES[mix])
+    attention = fi.CapturedAttention(model.config, torch.float32, CPU, wrapper=GraphWrapper)
+    delay = model.config.audio_delay
+    graphs = DecodeGraphs(model, planned.kv, planned.state, TapeGraphs(), delay, attention)
+    for _ in range(8):
+        got = graphs.run(planned.decode_batch())[0].numpy().copy()
+        np.testing.assert_array_equal(got, plain.eager())
+        planned.steps, planned.last = plain.steps, plain.last
+    assert all(graph._planned for graph in graphs._built.values())
 
 
 def test_choice():

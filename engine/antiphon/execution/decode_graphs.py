@@ -7,7 +7,7 @@ stops in a step is idle in the later steps of the same replay. So no step writes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -22,6 +22,7 @@ from antiphon_kernels.decode_inputs import decode_inputs
 from ..models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
 from ..upload import upload
 from .decode_state import DecodeState
+from .flashinfer_attention import CapturedAttention, CapturedDecode
 from .graphs import Graph, Graphs
 from .kv_cache import PAGE_SIZE
 from .static_inputs import StaticInputs
@@ -59,9 +60,19 @@ class DecodeGraphs:
         state: with one spare slot behind the requests'.
         graphs: how to capture.
         delay: steps of a request in which the audio head is not needed.
+        attention: plans the attention of graphs of one step, in place of our own kernel, which needs no plan.
     """
 
-    def __init__(self, model: DualQwen, kv: KVPages, state: DecodeState, graphs: Graphs, delay: int):
+    def __init__(
+        self,
+        model: DualQwen,
+        kv: KVPages,
+        state: DecodeState,
+        graphs: Graphs,
+        delay: int,
+        attention: CapturedAttention | None = None,
+    ):
+        self.attention = attention
         self.model, self.kv, self.state, self.delay = model, kv, state, delay
         self.device = model.embed_table.device
         self._graphs = graphs
@@ -94,7 +105,9 @@ class DecodeGraphs:
         With several steps the pages of all of them must be there; entries behind a request's stop mean nothing.
         """
         graph = self.graph(self.bucket(batch, steps))
-        graph.inputs.load(self.arrays(batch, graph.bucket))
+        arrays = self.arrays(batch, graph.bucket)
+        graph.inputs.load(arrays)
+        graph.plan(arrays)
         graph.captured.replay()
         return graph.results[:, :, : batch.num_sequences]
 
@@ -121,7 +134,9 @@ class DecodeGraphs:
         for group, table in enumerate(batch.tables):
             held = min(width, table.shape[1])
             tables[group, :n, :held] = table[batch.slots, :held]
-        return {"slots": slots, "base": base, "runs": runs, "tables": tables}
+        starts = np.zeros(rows, np.int64)
+        starts[:n] = batch.starts
+        return {"slots": slots, "base": base, "runs": runs, "tables": tables, "starts": starts}
 
 
 class DecodeGraph:
@@ -147,7 +162,28 @@ class DecodeGraph:
         self._both_rows = self._rows.repeat(2)
         self._head_rows = torch.arange(2 * rows, device=device)
         self._bounds = torch.arange(2 * rows + 1, dtype=torch.int32, device=device)
+        self._planned = self._open(owner.attention) if bucket.steps == 1 else None
+        idle = {"base": np.zeros(rows, np.int64), "runs": np.zeros((2, rows), bool)}
+        self.plan(idle | {"starts": idle["base"], "tables": np.zeros((3, rows, bucket.width), np.int32)})
         self.captured: Graph = graphs.capture(self.run)
+
+    def _open(self, attention: CapturedAttention | None) -> tuple[CapturedDecode, CapturedDecode] | None:
+        """Planned attention of the trunk's rows and of the branches' rows."""
+        if attention is None:
+            return None
+        branches = sum(self.bucket.kind.value[:2])
+        return tuple(attention.open(n * self.bucket.rows, self.bucket.width) for n in (1, branches))
+
+    def plan(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Tell a planned attention the step to come; idle rows see one position of the spare pages."""
+        if self._planned is None:
+            return
+        text, audio, _ = self.bucket.kind.value
+        used = np.concatenate((arrays["runs"].any(0)[None], arrays["runs"]))
+        tables = np.where(used[..., None], arrays["tables"], self._owner.spare_pages[:, None, None]).astype(np.int32)
+        seq_lens = np.where(used, arrays["starts"] + 1, 1)
+        for planned, groups in zip(self._planned, ([0], [1] * text + [2] * audio), strict=True):
+            planned.plan(np.concatenate(tables[groups]), np.concatenate(seq_lens[groups]))
 
     def run(self) -> None:
         """What is captured."""
@@ -177,10 +213,12 @@ class DecodeGraph:
         branches = text + audio
         tables = self.inputs["tables"]
         return StepLayout(
-            trunk=AttentionLayout(positions[0], cache[0], tables[0], self._bounds[: rows + 1], seq_lens[0], 1),
+            trunk=AttentionLayout(
+                positions[0], cache[0], tables[0], self._bounds[: rows + 1], seq_lens[0], 1, self._attends(0)
+            ),
             upper=AttentionLayout(
                 positions[:branches].flatten(), cache[groups].flatten(), tables[groups].flatten(0, 1),
-                self._bounds[: branches * rows + 1], seq_lens[groups].flatten(), 1,
+                self._bounds[: branches * rows + 1], seq_lens[groups].flatten(), 1, self._attends(1),
             ),
             upper_rows=self._both_rows[: branches * rows],
             split=rows if text else 0,
@@ -188,6 +226,9 @@ class DecodeGraph:
             head_rows=self._head_rows[: (text + audio_head) * rows],
             head_split=rows if text else 0,
         )  # fmt: skip
+
+    def _attends(self, part: int) -> CapturedDecode | None:
+        return None if self._planned is None else self._planned[part]
 
     def _draw(self, logits: Tensor, slots: Tensor, stream: int) -> Tensor:
         """A token per row; blank where the head did not run."""

@@ -1,9 +1,11 @@
 """FlashInfer as the attention of the language model, where it is installed and suits: plan once a step, run in every layer.
 
-Our own kernel needs no plan, which lets several decode steps follow each other without the host; so captured decode steps keep
-it, and FlashInfer takes the eager ones (prompts and mixed steps) unless :class:`PlannedAttention` is asked for graph mode.
-Key/value splits have a fixed size (eager) or do not happen (graph mode), so that a row does not depend on the batch around it.
-Written for ``flashinfer.BatchPrefillWithPagedKVCacheWrapper`` as of 0.7; a test checks these calls against the real package.
+Our own kernel needs no plan, which lets several decode steps follow each other without the host; so ``auto`` keeps it for
+captured decode steps, and FlashInfer takes the eager ones (prompts and mixed steps). Who asks for ``flashinfer`` gets it in
+captured steps too, one step a launch: :class:`CapturedDecode` is planned before every replay.
+Key/value splits have a fixed size (eager) or do not happen (captured), so that a row does not depend on the batch around it.
+Written for ``flashinfer.BatchPrefillWithPagedKVCacheWrapper`` and ``BatchDecodeWithPagedKVCacheWrapper`` as of 0.7; a test checks
+these calls against the real package.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ Attend = Callable[[Tensor, Tensor], Tensor]
 def wrapper_class() -> type:
     """FlashInfer's wrapper for ragged queries over paged keys; ImportError if it is not there or incomplete."""
     return importlib.import_module("flashinfer.prefill").BatchPrefillWithPagedKVCacheWrapper
+
+
+def decode_wrapper_class() -> type:
+    """FlashInfer's wrapper for one query per sequence, in a CUDA graph if asked for; ImportError as above."""
+    return importlib.import_module("flashinfer.decode").BatchDecodeWithPagedKVCacheWrapper
 
 
 def is_installed() -> bool:
@@ -85,11 +92,10 @@ def page_arrays(tables: np.ndarray, seq_lens: np.ndarray) -> dict[str, np.ndarra
 
 
 def plan_arguments(
-    config: LlmConfig, dtype: torch.dtype, cu_seqlens: np.ndarray, tables: np.ndarray, seq_lens: np.ndarray, graph: bool
+    config: LlmConfig, dtype: torch.dtype, cu_seqlens: np.ndarray, tables: np.ndarray, seq_lens: np.ndarray
 ) -> dict[str, Any]:
     """Keyword arguments of ``plan``; the arrays stay on the host, where FlashInfer reads them."""
     arrays = {"qo_indptr": np.asarray(cu_seqlens, np.int32), **page_arrays(tables, seq_lens)}
-    splits = {"disable_split_kv": True} if graph else {"fixed_split_size": SPLIT_PAGES}
     return {
         **{name: torch.from_numpy(array) for name, array in arrays.items()},
         "num_qo_heads": config.num_heads,
@@ -101,17 +107,53 @@ def plan_arguments(
         "q_data_type": dtype,
         "kv_data_type": dtype,
         "non_blocking": True,
-        **splits,
+        "fixed_split_size": SPLIT_PAGES,
+    }
+
+
+def decode_plan_arguments(
+    config: LlmConfig, dtype: torch.dtype, tables: np.ndarray, seq_lens: np.ndarray
+) -> dict[str, Any]:
+    """Keyword arguments of the decode wrapper's ``plan``: one query per sequence."""
+    pages = page_arrays(tables, seq_lens)
+    return {
+        **{name.removeprefix("paged_kv_"): torch.from_numpy(array) for name, array in pages.items()},
+        "num_qo_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "page_size": PAGE_SIZE,
+        "q_data_type": dtype,
+        "kv_data_type": dtype,
+        "sm_scale": config.head_dim**-0.5,
+        "non_blocking": True,
+        "disable_split_kv": True,
     }
 
 
 class PlannedAttention:
-    """One wrapper: plan the sequences of a step, then call with q [T, Hq, D] and one layer's pages [2, pages, 16, Hkv, D].
+    """One wrapper of eager steps: plan the sequences, then call with q [T, Hq, D] and a layer's pages [2, pages, 16, Hkv, D].
 
-    Args:
-        graph_rows: sequences of a captured decode step, whose buffers are then fixed; None for eager steps.
-        graph_pages: most pages that those sequences can have together.
-        wrapper: FlashInfer's class, for tests.
+    ``wrapper``: FlashInfer's class, for tests.
+    """
+
+    def __init__(self, config: LlmConfig, dtype: torch.dtype, device: torch.device, wrapper: type | None = None):
+        self.config, self.dtype = config, dtype
+        self._wrapper = (wrapper or wrapper_class())(_workspace(device), LAYOUT)
+
+    def plan(self, cu_seqlens: np.ndarray, tables: np.ndarray, seq_lens: np.ndarray) -> Attend:
+        """Prepare a step; returns what its layers call."""
+        self._wrapper.plan(**plan_arguments(self.config, self.dtype, cu_seqlens, tables, seq_lens))
+        return self
+
+    def __call__(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Attention of one layer, [T, Hq, D]."""
+        return self._wrapper.run(q, (kv[0], kv[1]))
+
+
+class CapturedDecode:
+    """The wrapper of a captured decode step of ``rows`` sequences with at most ``width`` pages each; its buffers are fixed.
+
+    Plan before the capture and before every replay, on the stream of the replay; call inside the capture.
     """
 
     def __init__(
@@ -119,39 +161,49 @@ class PlannedAttention:
         config: LlmConfig,
         dtype: torch.dtype,
         device: torch.device,
-        graph_rows: int | None = None,
-        graph_pages: int = 0,
+        rows: int,
+        width: int,
+        workspace: Tensor,
         wrapper: type | None = None,
     ):
-        self.config, self.dtype, self.device = config, dtype, device
-        self.graph = graph_rows is not None
-        workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
-        self._wrapper = (wrapper or wrapper_class())(workspace, LAYOUT, **self._buffers(graph_rows, graph_pages))
-
-    def plan(self, cu_seqlens: np.ndarray, tables: np.ndarray, seq_lens: np.ndarray) -> Attend:
-        """Prepare a step; returns what its layers call."""
-        arguments = plan_arguments(self.config, self.dtype, cu_seqlens, tables, seq_lens, self.graph)
-        self._wrapper.plan(**arguments)
-        return self
-
-    def __call__(self, q: Tensor, kv: Tensor) -> Tensor:
-        """Attention of one layer, [T, Hq, D]."""
-        return self._wrapper.run(q, (kv[0], kv[1]))
-
-    def _buffers(self, rows: int | None, pages: int) -> dict[str, Any]:
-        if rows is None:
-            return {}
+        self.config, self.dtype = config, dtype
 
         def zeros(size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.int32, device=self.device)
+            return torch.zeros(size, dtype=torch.int32, device=device)
 
-        return {
-            "use_cuda_graph": True,
-            "qo_indptr_buf": zeros(rows + 1),
-            "paged_kv_indptr_buf": zeros(rows + 1),
-            "paged_kv_indices_buf": zeros(pages),
-            "paged_kv_last_page_len_buf": zeros(rows),
-        }
+        self._wrapper = (wrapper or decode_wrapper_class())(
+            workspace,
+            LAYOUT,
+            use_cuda_graph=True,
+            use_tensor_cores=True,
+            paged_kv_indptr_buffer=zeros(rows + 1),
+            paged_kv_indices_buffer=zeros(rows * width),
+            paged_kv_last_page_len_buffer=zeros(rows),
+        )
+
+    def plan(self, tables: np.ndarray, seq_lens: np.ndarray) -> None:
+        """Block tables int32 [rows, width] and context lengths [rows] of the step to come; idle rows have one page."""
+        self._wrapper.plan(**decode_plan_arguments(self.config, self.dtype, tables, seq_lens))
+
+    def __call__(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Attention of one layer, [rows, Hq, D]."""
+        return self._wrapper.run(q, (kv[0], kv[1]))
+
+
+class CapturedAttention:
+    """Makes the wrappers of captured decode steps, which never run at the same time and so share one workspace."""
+
+    def __init__(self, config: LlmConfig, dtype: torch.dtype, device: torch.device, wrapper: type | None = None):
+        self.config, self.dtype, self.device = config, dtype, device
+        self._wrapper, self._shared = wrapper, _workspace(device)
+
+    def open(self, rows: int, width: int) -> CapturedDecode:
+        """For ``rows`` sequences with block tables of ``width`` pages."""
+        return CapturedDecode(self.config, self.dtype, self.device, rows, width, self._shared, self._wrapper)
+
+
+def _workspace(device: torch.device) -> Tensor:
+    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
 
 class FlashInferAttention:

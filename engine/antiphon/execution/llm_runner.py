@@ -23,7 +23,7 @@ from ..models.dual_qwen import DualQwen, KVPages, StepLayout
 from ..upload import upload
 from .decode_graphs import ROWS, DecodeGraphs
 from .decode_state import DecodeState
-from .flashinfer_attention import choose
+from .flashinfer_attention import CapturedAttention, choose
 from .graphs import Graphs
 from .kv_cache import KVSizes, allocate
 from .step_batch import AttentionPlanner, HeadUse, StepBatch, build_layout
@@ -136,7 +136,10 @@ class LlmRunner:
         runner = cls(model, kv, DecodeState(model.config, num_slots + spare, device))
         runner.attention = choose(attention, model.config, dtype, device)
         if graphs is not None:
-            runner.graphs = DecodeGraphs(model, kv, runner.state, graphs, runner.delay)
+            captured = None
+            if attention == "flashinfer":
+                captured = CapturedAttention(model.config, dtype, device)
+            runner.graphs = DecodeGraphs(model, kv, runner.state, graphs, runner.delay, captured)
         return runner
 
     @property
