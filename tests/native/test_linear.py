@@ -11,6 +11,8 @@ from antiphon_kernels.native import available
 if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
+from antiphon_kernels.native.linear import wide_linear
+
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [
     (1, 1, 1, 1),  # smallest
@@ -83,3 +85,55 @@ def test_many_rows_go_to_pytorch_and_no_rows_are_fine(isa):
     x, weight, bias, _ = build(40, 20, 30, 40, torch.float32)
     assert torch.equal(native(x, weight, bias, 40), ak.linear.reference(x, weight, bias, 40))
     assert native(x[:0], weight, bias, 0).shape == (0, 20)
+
+
+WIDE_SHAPES = [
+    (17, 33, 64, 17),  # one row and one column past a tile
+    (64, 32, 32, 64),  # whole tiles, one depth
+    (40, 70, 544, 23),  # both branches, nothing whole; longer than a chunk of depths
+    (96, 16, 1088, 0),  # second branch alone; half a block of columns; three chunks
+]
+
+
+class TestWide:
+    """Many rows, on every instruction set: tiles where there are some, the skinny kernel elsewhere."""
+
+    @staticmethod
+    def budget(x, weight, bias, split):
+        exact = ak.linear.reference(x.double(), weight.double(), bias.double(), split)
+        own = (ak.linear.reference(x, weight, bias, split) - exact).abs().max()
+        one_by_one = torch.finfo(torch.float32).eps * x.shape[1] ** 0.5
+        return exact, 2 * own + (torch.finfo(x.dtype).eps + one_by_one) * exact.abs().max()
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", WIDE_SHAPES, ids=str)
+    def test_agrees_with_reference(self, shape, dtype, isa, poison, with_threads):
+        x, weight, bias, split = build(*shape, dtype)
+        exact, bound = self.budget(x, weight, bias, split)
+        for threads in (1, 3):
+            out = with_threads(threads, lambda: wide_linear(x, weight, bias, split))
+            used = ((out - exact).abs().max() / bound).item()
+            print(f"wide linear {shape} {dtype} {isa}: {100 * used:.0f} % of the error budget")
+            assert used <= 1
+
+    def test_a_row_has_the_result_it_has_among_few(self, isa, with_threads):
+        x, weight, bias, _ = build(50, 75, 320, 50, torch.bfloat16)
+        alone = torch.cat([native(x[t : t + 1], weight, bias, 1) for t in range(50)])
+        for rows in (1, 17, 33, 50):
+            for threads in (1, 2, 3):
+                out = with_threads(threads, lambda rows=rows: wide_linear(x[:rows], weight, bias, rows))
+                assert torch.equal(out, alone[:rows]), (rows, threads)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_unaligned_and_strided_inputs(self, dtype, isa):
+        x, weight, bias, split = build(40, 70, 544, 23, dtype)
+        shifted = torch.cat((weight.new_zeros(1), weight.flatten()))[1:].view(weight.shape)
+        rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :544]
+        assert torch.equal(wide_linear(rows_apart, shifted, bias, split), wide_linear(x, weight, bias, split))
+
+    def test_numbers_that_are_none_stay_in_their_row(self, isa):
+        x, weight, bias, split = build(20, 33, 64, 20, torch.float32)
+        expected = wide_linear(x, weight, bias, split)
+        x[3, 5] = torch.inf
+        out = wide_linear(x, weight, bias, split)
+        assert not out[3].isfinite().any() and torch.equal(out[4:], expected[4:]) and torch.equal(out[:3], expected[:3])
