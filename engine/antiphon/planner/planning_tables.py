@@ -1,6 +1,6 @@
-"""The tables of docs/planning.md: rehearse once per architecture and scheme, project for every GPU that shares it.
+"""The tables of docs/planning.md, from what ``antiphon plan --json`` wrote about the released model.
 
-python -m antiphon.planner.planning_tables [--gpu h100 l4 rtx4090] [--quant bf16 int8 int4] [--reports plan.json ...] > docs/planning.md
+python -m antiphon.planner.planning_tables plan-h100-bf16.json plan-h100-int8.json … > docs/planning.md
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoint.presets import kimi_audio_7b
+from ..execution.memory_plan import MemoryPlan
 from .floors import decode_bytes, flow_reference_flops
-from .gpus import GpuSpec, gpu
-from .rehearsal import Rehearsal, rehearse
-from .report import Projection, project
+from .rehearsal import Workload
+from .report import memory_of_streams
 from .roofline import GRAPH_GAP
 from .step_costs import Efficiency
 
+MODEL = kimi_audio_7b()
 SCHEMES = ("bf16", "int8", "int4", "fp8")
 HEADER = (
     "| scheme | weights GiB | memory GiB for {n} speakers | decode ms, 1 / 8 / 64 rows | ODE chunk ms, 1 / 8 streams | "
@@ -25,41 +26,41 @@ HEADER = (
 )
 
 
-def row(p: Projection) -> str:
+def row(report: dict, memory: MemoryPlan) -> str:
     """One scheme on one GPU."""
-    ms = {t.name: t.projected * 1e3 for t in p.parts}
-    weights = sum(p.memory.weights.values()) / 2**30
-    fits = "" if p.memory.fits(p.gpu.memory) else " (does not fit)"
+    ms = {part["name"]: part["projected"] * 1e3 for part in report["parts"]}
+    weights = sum(memory.weights.values()) / 2**30
+    fits = "" if memory.fits(report["gpu"]["memory"]) else " (does not fit)"
     decode = " / ".join(f"{ms[f'captured decode speech {n}']:.1f}" for n in (1, 8, 64))
-    ode = " / ".join(f"{ms[f'ODE steady {n}']:.0f}" for n in (1, 8))
-    vocoder = " / ".join(f"{ms[f'vocoder {n}']:.1f}" for n in (1, 8))
+    ode = " / ".join(f"{ms[f'captured ODE steady {n}']:.0f}" for n in (1, 8))
+    vocoder = " / ".join(f"{ms[f'captured vocoder {n}']:.1f}" for n in (1, 8))
     return (
-        f"| {p.quant} | {weights:.1f} | {p.memory.total / 2**30:.1f}{fits} | {decode} | {ode} | {vocoder} | "
-        f"{p.first_audio['total'] * 1e3:.0f} | {p.streams_by_time} / {p.streams_by_memory} |"
+        f"| {report['quant']} | {weights:.1f} | {memory.total / 2**30:.1f}{fits} | {decode} | {ode} | {vocoder} | "
+        f"{report['first_audio_seconds']['total'] * 1e3:.0f} | {report['streams']['by_time']} / "
+        f"{report['streams']['by_memory']} |"
     )
 
 
-def table(spec: GpuSpec, projections: Sequence[Projection], num_streams: int) -> list[str]:
+def table(reports: Sequence[dict]) -> list[str]:
     """All schemes on one GPU."""
-    header = HEADER.format(n=num_streams)
-    return [f"## {spec.name}", "", header, "|" + "---|" * (header.count("|") - 1), *map(row, projections), ""]
+    gpu = reports[0]["gpu"]
+    streams = 64 if gpu["memory"] > 2**36 else 8
+    header = HEADER.format(n=streams)
+    rows = [row(r, memory_of_streams(MODEL, r["memory"]["weights"], streams)) for r in reports]
+    return [f"## {gpu['name']}", "", header, "|" + "---|" * (header.count("|") - 1), *rows, ""]
 
 
-def counted(rehearsal: Rehearsal) -> list[str]:
-    """What does not depend on a GPU's figures."""
-    llm, load, parts = rehearsal.config.llm, rehearsal.workload, rehearsal.parts
+def counted(report: dict) -> list[str]:
+    """What does not depend on a GPU's figures, of a bfloat16 model."""
+    parts, load = {part["name"]: part for part in report["parts"]}, Workload()
     lines = ["## Counted, not projected", ""]
-    for name, audio in (
-        ("captured decode text 1", False),
-        *((f"captured decode speech {n}", True) for n in (1, 8, 64)),
-    ):
-        ratio = parts[name].num_bytes / decode_bytes(llm, int(name.split()[-1]), load.context, True, audio)
-        lines.append(
-            f"- {name}: {parts[name].launches} launches, {ratio:.3f} of the weights and keys that must be read"
-        )
+    names = (("captured decode text 1", False), *((f"captured decode speech {n}", True) for n in (1, 8, 64)))
+    for name, audio in names:
+        least = decode_bytes(MODEL.llm, int(name.split()[-1]), load.context, True, audio)
+        ratio = parts[name]["num_bytes"] / least
+        lines.append(f"- {name}: {parts[name]['launches']} launches, {ratio:.3f} of the weights and keys that must be read")
     rows, kept = 4 * (load.chunk + load.look_ahead), 4 * load.chunk
-    reference = flow_reference_flops(rehearsal.config.flow, rows, kept, 900, load.ode_steps)
-    share = parts["ODE steady 1"].flops / reference
+    share = parts["captured ODE steady 1"]["flops"] / flow_reference_flops(MODEL.flow, rows, kept, 900, load.ode_steps)
     return [*lines, f"- DiT: {share:.3f} of the reference's operations per chunk of {rows} frames", ""]
 
 
@@ -105,7 +106,7 @@ def introduction() -> list[str]:
         "int8 and int4 keep the embedding in bf16 and the heads in int8.",
         "",
         "    antiphon plan --gpu h100 [--quant int8|int4|fp8] [--streams N] [--json OUT] [--warm DIR]",
-        "    python -m antiphon.planner.planning_tables --reports OUT ... > docs/planning.md",
+        "    python -m antiphon.planner.planning_tables OUT ... > docs/planning.md",
         "",
         "`--warm DIR` keeps the compiled kernels: start the server with `TRITON_CACHE_DIR=DIR` and `ANTIPHON_CUBIN_DIR=DIR/cubin`,",
         "and it compiles nothing.",
@@ -116,25 +117,15 @@ def introduction() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gpu", nargs="+", default=["h100", "l4", "rtx4090"])
-    parser.add_argument("--quant", nargs="+", default=["bf16", "int8", "int4"], choices=SCHEMES)
-    parser.add_argument("--reports", nargs="*", type=Path, default=[], metavar="JSON", help="of `antiphon plan --json`")
-    options = parser.parse_args(argv)
-    reports = [json.loads(path.read_text()) for path in options.reports]
-    done: dict[tuple[str, str], Rehearsal] = {}
-    lines = []
-    for name in options.gpu:
-        spec, projections = gpu(name), []
-        streams = 64 if spec.memory > 2**36 else 8
-        for quant in options.quant:
-            scheme = None if quant == "bf16" else quant
-            key = (spec.architecture, quant)
-            if key not in done:
-                done[key] = rehearse(kimi_audio_7b(), spec, quant=scheme)
-            projections.append(project(done[key], spec, scheme, streams))
-        lines += table(spec, projections, streams)
-    lines += counted(next(iter(done.values())))
-    print("\n".join([*introduction(), *lines, *(compiled(reports) if reports else [])]))
+    parser.add_argument("reports", nargs="+", type=Path, help="written by `antiphon plan --json`, in the order of the runs")
+    reports = [json.loads(path.read_text()) for path in parser.parse_args(argv).reports]
+    by_gpu: dict[str, list[dict]] = {}
+    for report in sorted(reports, key=lambda r: SCHEMES.index(r["quant"])):
+        by_gpu.setdefault(report["gpu"]["name"], []).append(report)
+    order = dict.fromkeys(report["gpu"]["name"] for report in reports)
+    lines = [line for name in order for line in table(by_gpu[name])]
+    plain = next((r for r in reports if r["quant"] == "bf16"), None)
+    print("\n".join([*introduction(), *lines, *(counted(plain) if plain else []), *compiled(reports)]))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ..config import ModelConfig
 from ..execution.kv_cache import sizes_for
 from ..execution.memory_plan import MemoryPlan, memory_plan
 from .gpus import GpuSpec
@@ -66,10 +67,13 @@ def launches_per_layer(part: Part) -> int:
 
 def stream_memory(rehearsal: Rehearsal, num_streams: int) -> MemoryPlan:
     """Memory of an engine with room for so many speakers of 1500 positions."""
-    sizes = sizes_for(rehearsal.config.llm, num_streams * POSITIONS_PER_STREAM)
-    return memory_plan(
-        rehearsal.config, rehearsal.weight_bytes, sizes, num_streams, max(512, num_streams), num_graphs=48
-    )
+    return memory_of_streams(rehearsal.config, rehearsal.weight_bytes, num_streams)
+
+
+def memory_of_streams(config: ModelConfig, weights: Mapping[str, int], num_streams: int) -> MemoryPlan:
+    """The same from a model's sizes and its weights' bytes by part."""
+    sizes = sizes_for(config.llm, num_streams * POSITIONS_PER_STREAM)
+    return memory_plan(config, weights, sizes, num_streams, max(512, num_streams), num_graphs=48)
 
 
 def first_audio(rehearsal: Rehearsal, times: dict[str, PartTime]) -> dict[str, float]:
