@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from antiphon.checkpoint.presets import PRESETS
 from antiphon.checkpoint.synthetic import write_checkpoint
+from antiphon.config import FRAMES_PER_TOKEN
 from antiphon.deltas import AudioDelta, FinishDelta
 from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
@@ -162,24 +164,79 @@ def second_turn(runtime: Runtime, name: str) -> dict:
     }
 
 
-def batched_voice(runtime: Runtime, name: str, streams: int = 8, repeats: int = 3) -> dict:
-    """One chunk of 8 streams in one solve against one solve each; medians of interleaved runs."""
+class Stopwatch:
+    """Adds up the time inside a method of an object, from now on."""
+
+    def __init__(self, owner: object, method: str):
+        self.seconds = 0.0
+        inner = getattr(owner, method)
+
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        setattr(owner, method, timed)
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+def batched_voice(runtime: Runtime, name: str, streams: int = 8, repeats: int = 5) -> dict:
+    """One chunk of 8 streams in one solve against one solve each; medians of interleaved runs, flow and vocoder apart.
+
+    ``linear_ratio``: the same for the matrix products of one block alone, which bounds what a batch can save.
+    """
     voice = StreamingDetokenizer(runtime.flow, runtime.vocoder, max_streams=streams)
-    together, alone = [], []
+    watches = {"flow": Stopwatch(voice, "_solve"), "vocoder": Stopwatch(voice.vocoder, "run")}
+    times: dict[tuple[str, bool], list[float]] = {(part, way): [] for part in watches for way in (True, False)}
     for _ in range(repeats):
-        for batched, times in ((True, together), (False, alone)):
+        for batched in (True, False):
             opened = [voice.open(SPEECH, seed=i) for i in range(streams)]
             for i, stream in enumerate(opened):
                 stream.push(np.random.default_rng(i).integers(0, runtime.config.flow.semantic_vocab_size, SPEECH.first_chunk + 1))
             work = [(stream, *stream.pop()) for stream in opened]
-            start = time.perf_counter()
+            frames = len(work[0][1]) * FRAMES_PER_TOKEN
             for group in [work] if batched else [[item] for item in work]:
                 voice.run(group)
-            times.append(time.perf_counter() - start)
+            for part, watch in watches.items():
+                times[part, batched].append(watch.read())
             for stream in opened:
                 stream.close()
-    row = {"model": name, "streams": streams, "together_s": statistics.median(together)}
-    return row | {"alone_s": statistics.median(alone), "ratio": statistics.median(together) / statistics.median(alone)}
+    row: dict = {"model": name, "streams": streams, "frames": frames}
+    for part in watches:
+        together, alone = statistics.median(times[part, True]), statistics.median(times[part, False])
+        row |= {f"{part}_together_s": together, f"{part}_alone_s": alone, f"{part}_ratio": together / alone}
+    return row | linear_ratio(runtime, frames, streams)
+
+
+def linear_ratio(runtime: Runtime, frames: int, streams: int, repeats: int = 9) -> dict:
+    """Time of one block's matrix products over all rows at once, over that of as many calls as there are streams."""
+    flow = runtime.flow
+    maps = [f"blocks.0.{part}" for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    work = sum(2 * flow.weights[f"{part}.weight"].numel() * frames * streams for part in maps)
+    seconds: dict[int, list[float]] = {1: [], streams: []}
+    for _ in range(repeats):
+        for calls, measured in seconds.items():
+            total = 0.0
+            for part in maps:
+                weight = flow.weights[f"{part}.weight"]
+                x = torch.randn(frames * streams // calls, weight.shape[1]).to(weight.dtype)
+                start = time.perf_counter()
+                for _ in range(calls):
+                    flow._linear(part, x)
+                total += time.perf_counter() - start
+            measured.append(total)
+    together, alone = statistics.median(seconds[1]), statistics.median(seconds[streams])
+    return {
+        "linear_ratio": together / alone,
+        "linear_together_gflops": work / together / 1e9,
+        "linear_alone_gflops": work / alone / 1e9,
+    }
 
 
 def main() -> None:

@@ -40,10 +40,10 @@ void linear(int dtype, Address x, int64_t x_stride, Address weight, Address bias
                                       num_rows, split, n, k});
 }
 
-void linear_wide(int dtype, Address x, int64_t x_stride, Address weight, Address bias, Address out, Address workspace,
+void linear_wide(Address x, int64_t x_stride, Address weight, Address bias, Address out, Address workspace,
                  int64_t num_rows, int64_t split, int64_t n, int64_t k) {
   std::atomic<int64_t> next{0};
-  const LinearWideArgs args{static_cast<DType>(dtype), at(x), x_stride, at(weight), at(bias), at(out),
+  const LinearWideArgs args{at<bf16>(x), x_stride, at<bf16>(weight), at<bf16>(bias), at<bf16>(out),
                             at<bf16>(workspace), &next, num_rows, split, n, k};
   launch(kernels().linear_wide_pack, args);
   launch(kernels().linear_wide, args);
@@ -206,9 +206,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("read_probe", &read_probe, "Sum of the 8-byte words of a buffer (data, bytes), read once by all threads.");
   m.def("linear", &linear);
   m.def("linear_wide", &linear_wide);
-  m.def("linear_wide_workspace", [](int dtype, int64_t num_rows, int64_t split, int64_t k) {
-    return linear_wide_workspace(static_cast<DType>(dtype), num_rows, split, k);
-  }, "Elements of two bytes that linear_wide needs.");
+  m.def("linear_wide_workspace", &linear_wide_workspace, "Elements of two bytes that linear_wide needs.");
   m.def("linear_int8", &linear_int8);
   m.def("linear_int4", &linear_int4);
   m.def("rms_norm", &rms_norm);

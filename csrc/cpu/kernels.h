@@ -32,21 +32,19 @@ struct LinearArgs {
 };
 
 struct LinearWideArgs {
-  DType dtype;
-  const void* x;       // [num_rows, k], rows x_stride apart; k a multiple of 32
+  const bf16* x;       // [num_rows, k], rows x_stride apart; k a multiple of 32
   int64_t x_stride;
-  const void* weight;  // [branches, n, k]
-  const void* bias;    // [branches, n] or null
-  void* out;           // [num_rows, n]
+  const bf16* weight;  // [branches, n, k]
+  const bf16* bias;    // [branches, n] or null
+  bf16* out;           // [num_rows, n]
   bf16* workspace;     // linear_wide_workspace() elements, filled by linear_wide_pack
   std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
   int64_t num_rows, split, n, k;
 };
 
-// Elements of the workspace: tiles of 16 rows of each branch, in three parts for float32.
-inline int64_t linear_wide_workspace(DType dtype, int64_t num_rows, int64_t split, int64_t k) {
-  const int64_t blocks = (split + 15) / 16 + (num_rows - split + 15) / 16;
-  return blocks * 16 * k * (dtype == DType::f32 ? 3 : 1);
+// Elements of the workspace: tiles of 16 rows of each branch.
+inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k) {
+  return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * k;
 }
 
 struct LinearInt8Args {

@@ -96,7 +96,7 @@ WIDE_SHAPES = [
 
 
 class TestWide:
-    """Many rows, on every instruction set: tiles where there are some, the skinny kernel elsewhere."""
+    """Tens of rows, on every instruction set: tiles where there are some, the skinny kernel elsewhere."""
 
     @staticmethod
     def budget(x, weight, bias, split):
@@ -105,15 +105,14 @@ class TestWide:
         one_by_one = torch.finfo(torch.float32).eps * x.shape[1] ** 0.5
         return exact, 2 * own + (torch.finfo(x.dtype).eps + one_by_one) * exact.abs().max()
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("shape", WIDE_SHAPES, ids=str)
-    def test_agrees_with_reference(self, shape, dtype, isa, poison, with_threads):
-        x, weight, bias, split = build(*shape, dtype)
+    def test_agrees_with_reference(self, shape, isa, poison, with_threads):
+        x, weight, bias, split = build(*shape, torch.bfloat16)
         exact, bound = self.budget(x, weight, bias, split)
         for threads in (1, 3):
             out = with_threads(threads, lambda: wide_linear(x, weight, bias, split))
             used = ((out - exact).abs().max() / bound).item()
-            print(f"wide linear {shape} {dtype} {isa}: {100 * used:.0f} % of the error budget")
+            print(f"wide linear {shape} {isa}: {100 * used:.0f} % of the error budget")
             assert used <= 1
 
     def test_a_row_has_the_result_it_has_among_few(self, isa, with_threads):
@@ -124,15 +123,14 @@ class TestWide:
                 out = with_threads(threads, lambda rows=rows: wide_linear(x[:rows], weight, bias, rows))
                 assert torch.equal(out, alone[:rows]), (rows, threads)
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_unaligned_and_strided_inputs(self, dtype, isa):
-        x, weight, bias, split = build(40, 70, 544, 23, dtype)
+    def test_unaligned_and_strided_inputs(self, isa):
+        x, weight, bias, split = build(40, 70, 544, 23, torch.bfloat16)
         shifted = torch.cat((weight.new_zeros(1), weight.flatten()))[1:].view(weight.shape)
         rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :544]
         assert torch.equal(wide_linear(rows_apart, shifted, bias, split), wide_linear(x, weight, bias, split))
 
     def test_numbers_that_are_none_stay_in_their_row(self, isa):
-        x, weight, bias, split = build(20, 33, 64, 20, torch.float32)
+        x, weight, bias, split = build(20, 33, 64, 20, torch.bfloat16)
         expected = wide_linear(x, weight, bias, split)
         x[3, 5] = torch.inf
         out = wide_linear(x, weight, bias, split)

@@ -17,6 +17,7 @@ from torch import Tensor
 from antiphon_kernels import LinearWeight, add_rms_norm, dual_embed, paged_attention, rms_norm, rope_cache
 
 from ..config import LlmConfig
+from .dense import dense
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ class DualQwen:
     def adapt(self, features: Tensor) -> Tensor:
         """Continuous Whisper features [n, adaptor_input] → [n, H], row by row."""
         w = self.weights
-        x = F.silu(F.linear(features.to(self.embed_table.dtype), w["adaptor.0.weight"], w["adaptor.0.bias"]))
-        x = F.linear(x, w["adaptor.3.weight"], w["adaptor.3.bias"])
+        x = F.silu(dense(features.to(self.embed_table.dtype), w["adaptor.0.weight"], w["adaptor.0.bias"]))
+        x = dense(x, w["adaptor.3.weight"], w["adaptor.3.bias"])
         return F.layer_norm(x, x.shape[-1:], w["adaptor.4.weight"], w["adaptor.4.bias"], self.config.rms_norm_eps)
 
     def embed(self, audio_ids: Tensor, text_ids: Tensor, features: Tensor | None, feature_rows: Tensor) -> Tensor:

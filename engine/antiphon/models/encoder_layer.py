@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 from antiphon_kernels.encoder_attention import encoder_attention
 
+from .dense import dense
+
 LAYER_NORM_EPS = 1e-5
 
 
@@ -39,7 +41,7 @@ class EncoderLayer:
 
     def __call__(self, x: torch.Tensor, lengths: torch.Tensor, block: int) -> torch.Tensor:
         """``x`` [N, T, d]; ``lengths`` and ``block`` as in the operator ``encoder_attention``."""
-        qkv = F.linear(self.attn_norm(x), *self.qkv)
+        qkv = dense(self.attn_norm(x), *self.qkv)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        x = x + F.linear(encoder_attention(q, k, v, lengths, block).flatten(2), *self.out)
-        return x + F.linear(F.gelu(F.linear(self.mlp_norm(x), *self.fc1)), *self.fc2)
+        x = x + dense(encoder_attention(q, k, v, lengths, block).flatten(2), *self.out)
+        return x + dense(F.gelu(dense(self.mlp_norm(x), *self.fc1)), *self.fc2)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from antiphon_kernels import flow_attention, flow_rope, gate_residual, layer_norm_modulate
 
 from ..config import FlowConfig
+from .dense import dense
 
 TIME_FEATURES = 256
 NORM_EPS = 1e-6
@@ -163,7 +164,7 @@ class FlowDit:
         return x
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+        return dense(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
 
 def rope_tables(num_positions: int, head_dim: int, base: float, device=None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,8 @@
-"""Native linear: few rows (decode) bound by one read of the weights, many rows (prefill, encoders, flow) by arithmetic.
+"""Native linear: few rows (decode), bound by one read of the weights, and in bfloat16 on AMX tens of rows (short prompts).
 
-"Few" is counted per branch: :data:`MAX_ROWS`, kMaxSkinnyRows in csrc/cpu/kernels.h. Many rows are ours in bfloat16 where the
-processor has tiles (AMX), with the same result for a row as among few; elsewhere they stay with oneDNN.
+Rows are counted per branch. Up to :data:`MAX_ROWS` (kMaxSkinnyRows in csrc/cpu/kernels.h) they share one tile; up to
+:data:`MAX_WIDE_ROWS` our wide kernel is faster than oneDNN, and gives a row the same result as among few; more rows
+stay with oneDNN.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ..linear import linear, reference
 from .arguments import DTYPES, fits, pointer
 
 MAX_ROWS = 16
+MAX_WIDE_ROWS = 128
 TILE_DEPTH = 32
 """Columns of x and W in a tile; the wide kernel takes multiples of it."""
 
@@ -22,18 +24,23 @@ def supports(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, s
     return fits(x, weight) and weight.is_contiguous() and (bias is None or fits(x, bias))
 
 
-def wide_is_faster(x: torch.Tensor) -> bool:
-    """True where many rows are better served by :func:`wide_linear` than by oneDNN."""
-    return x.dtype == torch.bfloat16 and x.shape[1] % TILE_DEPTH == 0 and _native.isa() == "amx"
+def wide_is_faster(x: torch.Tensor, rows: int) -> bool:
+    """True where :func:`wide_linear` serves ``rows`` rows of the longer branch better than oneDNN."""
+    return (
+        rows <= MAX_WIDE_ROWS
+        and x.dtype == torch.bfloat16
+        and x.shape[1] % TILE_DEPTH == 0
+        and _native.isa() == "amx"
+    )
 
 
 @linear.backend("native", devices=("cpu",), supports=supports)
 def native_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
     """x [T, in], weight [B, out, in], bias [B, out] → [T, out]."""
-    rows = x.shape[0]
-    if max(split, rows - split) <= MAX_ROWS:
+    rows = max(split, x.shape[0] - split)
+    if rows <= MAX_ROWS:
         return skinny_linear(x, weight, bias, split)
-    return (wide_linear if wide_is_faster(x) else reference)(x, weight, bias, split)
+    return (wide_linear if wide_is_faster(x, rows) else reference)(x, weight, bias, split)
 
 
 def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
@@ -57,14 +64,12 @@ def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
-    """Any number of rows; in must be a multiple of :data:`TILE_DEPTH`."""
+    """bfloat16, any number of rows; in must be a multiple of :data:`TILE_DEPTH`."""
     x, bias, out = _prepare(x, weight, bias, split)
     n, k = weight.shape[1:]
-    dtype = DTYPES[x.dtype]
-    workspace = torch.empty(_native.linear_wide_workspace(dtype, len(x), split, k), dtype=torch.bfloat16)
+    workspace = torch.empty(_native.linear_wide_workspace(len(x), split, k), dtype=torch.bfloat16)
     if len(x):
         _native.linear_wide(
-            dtype,
             x.data_ptr(),
             x.stride(0),
             weight.data_ptr(),
