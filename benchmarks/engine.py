@@ -93,33 +93,38 @@ class Watch:
 
 
 def throughput(runtime: Runtime, name: str, output_type: str, limit: int) -> list[dict]:
-    """Rows over concurrency; the first run warms up."""
-    rows, engine = [], Engine(runtime, EngineConfig(max_sequences=16, prefix_caching=False))
-    for number, count in enumerate((1, *CONCURRENCY)):
-        ids = [engine.add(make_request(output_type, 1.0, limit, 100 * count + i)) for i in range(count)]
-        watch = Watch(engine)
-        seconds = watch.run()
-        if not number:
-            continue
-        steps = sum(watch.finish[i].usage.steps for i in ids)
-        first = [t for i in ids if (t := watch.finish[i].timings.first_audio) is not None]
-        text = [t for i in ids if (t := watch.finish[i].timings.first_text) is not None]
-        gaps = watch.gaps()
-        rows.append(
-            {
-                "model": name,
-                "output": output_type,
-                "concurrent": count,
-                "tokens_per_s": steps / seconds,
-                "speedup": (steps / seconds) / rows[0]["tokens_per_s"] if rows else 1.0,
-                "ttft_s": statistics.median(text) if text else None,
-                "ttfa_s": statistics.median(first) if first else None,
-                "gap_p50_s": statistics.median(gaps) if gaps else None,
-                "gap_max_s": max(gaps, default=None),
-                "viability": watch.viability(),
-            }
-        )
+    """Rows over concurrency, each with sounds not heard before and then with the same sounds, whose encodings are kept."""
+    engine = Engine(runtime, EngineConfig(max_sequences=16, prefix_caching=False))
+    serve(engine, [make_request(output_type, 1.0, limit, 1)])  # warms up
+    rows: list[dict] = []
+    for sounds in ("fresh", "encoded"):
+        alone = None
+        for count in CONCURRENCY:
+            first = 1000 * len(output_type) + 100 * count  # sounds that no other run encodes
+            measured = serve(engine, [make_request(output_type, 1.0, limit, first + i) for i in range(count)])
+            alone = alone or measured["tokens_per_s"]
+            row = {"model": name, "output": output_type, "sounds": sounds, "concurrent": count}
+            rows.append(row | {"speedup": measured["tokens_per_s"] / alone} | measured)
     return rows
+
+
+def serve(engine: Engine, requests: list[GenerationRequest]) -> dict:
+    """All requests at once, to the end."""
+    ids = [engine.add(request) for request in requests]
+    watch = Watch(engine)
+    seconds = watch.run()
+    steps = sum(watch.finish[i].usage.steps for i in ids)
+    first = [t for i in ids if (t := watch.finish[i].timings.first_audio) is not None]
+    text = [t for i in ids if (t := watch.finish[i].timings.first_text) is not None]
+    gaps = watch.gaps()
+    return {
+        "tokens_per_s": steps / seconds,
+        "ttft_s": statistics.median(text) if text else None,
+        "ttfa_s": statistics.median(first) if first else None,
+        "gap_p50_s": statistics.median(gaps) if gaps else None,
+        "gap_max_s": max(gaps, default=None),
+        "viability": watch.viability(),
+    }
 
 
 def beside_long_audio(runtime: Runtime, name: str, limit: int) -> dict:
@@ -252,7 +257,7 @@ def main() -> None:
         runtime = load_runtime(locate(name, arguments.work))
         for output_type in arguments.outputs:
             rows += throughput(runtime, name, output_type, arguments.limit)
-            print(table(rows[-len(CONCURRENCY) :], list(rows[0])), flush=True)
+            print(table(rows[-2 * len(CONCURRENCY) :], list(rows[0])), flush=True)
         long_rows.append(beside_long_audio(runtime, name, arguments.limit))
         turn_rows.append(second_turn(runtime, name))
         voice_rows.append(batched_voice(runtime, name))
