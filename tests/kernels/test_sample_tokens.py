@@ -46,9 +46,8 @@ def test_golden_case(cases, name):
     if row["penalty"] > 1 and len(recent) > row["window"]:
         scores = penalise(logits, torch.from_numpy(recent[-row["window"] :]), row["penalty"])
     assert torch.equal(scores, torch.from_numpy(arrays[f"{name}.penalised"]))
-    options = dict(
-        recent=recent, temperature=row["temperature"], k=row["top_k"], penalty=row["penalty"], window=row["window"]
-    )
+    limits = {"temperature": row["temperature"], "k": row["top_k"], "penalty": row["penalty"], "window": row["window"]}
+    options = {"recent": recent} | limits
     if row["greedy"]:
         assert draw(logits, **options).item() == arrays[f"{name}.token"]
         return
