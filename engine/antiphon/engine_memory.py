@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from antiphon_kernels import native
+
 from .checkpoint import expected
 from .engine_config import EngineConfig, kv_sizes
 from .errors import ConfigError
@@ -30,6 +32,8 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
     weights["whisper"] = parameter_bytes(expected.whisper_keys(c.whisper), runtime.dtype)
     weights["speech tokenizer"] = parameter_bytes(expected.speech_tokenizer_keys(c.speech_tokenizer), torch.float32)
     on_gpu = runtime.device.type == "cuda"
+    if not on_gpu and native.available and "vocoder" in weights:
+        weights["vocoder, packed"] = weights["vocoder"]  # the bound convolutions keep a copy in their own order
     launches = len({1, config.decode_steps_per_launch})
     return memory_plan(
         c,
