@@ -139,6 +139,8 @@ inline void vnni_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
     for (int64_t pass = 0; pass < run; ++pass, ++row) {
       const T* shift = bias ? bias + row : nullptr;
       int64_t t = 0;
+      for (; t + 4 <= num_rows; t += 4)
+        int4_pass<T, 4>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
       for (; t + 2 <= num_rows; t += 2)
         int4_pass<T, 2>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
       if (t < num_rows) int4_pass<T, 1>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
