@@ -20,8 +20,11 @@
 namespace antiphon {
 namespace {
 
-// A waiting thread spins this often (tens of microseconds, the gap between operators of one step) before it sleeps.
+// A thread that waits for the others of its job spins this often before it lets others run; one that waits for the next
+// job spins for tens of microseconds, the gap between operators of one step, and then sleeps: another library's threads
+// may need its core.
 constexpr int kSpins = 4000;
+constexpr int kIdleSpins = 600;
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -75,7 +78,7 @@ class Pool {
   void work(int index) {
     inside_job = true;
     for (uint64_t seen = 0;;) {
-      for (int spins = 0; spins < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++spins) pause_cpu();
+      for (int spins = 0; spins < kIdleSpins && epoch_.load(std::memory_order_acquire) == seen; ++spins) pause_cpu();
       if (epoch_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return epoch_.load(std::memory_order_relaxed) != seen; });
