@@ -10,6 +10,8 @@
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr float kLargestQuantum = 127.0f * 256.0f;
+constexpr int64_t kInt4Group = 128;  // columns that share a scale
+constexpr int64_t kInt4Bytes = 64;   // of a group
 
 #if defined(__AVX512VNNI__)
 // 64 products a step; the instruction wants one side unsigned, so weights carry an offset that `start` takes back.

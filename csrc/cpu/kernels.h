@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 
 #include "bf16.h"
 #include "thread_pool.h"
@@ -173,6 +174,13 @@ struct ConvRows {
   int64_t bytes() const { return batch * blocks() * planes * padded_length * 64; }
   char* row(int64_t n, int64_t block, int64_t plane) const {  // of time 0
     return data + (((n * blocks() + block) * planes + plane) * padded_length + padding) * 64;
+  }
+  void clear_padding(int64_t n, int64_t block) const {
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      char* first = row(n, block, plane);
+      std::memset(first - padding * 64, 0, padding * 64);
+      std::memset(first + length * 64, 0, (padded_length - padding - length) * 64);
+    }
   }
 };
 

@@ -10,8 +10,12 @@
 namespace antiphon {
 namespace {
 
-constexpr int64_t kFewChannels = 16;  // float32 vectors are exact and as fast as tiles that are mostly empty
+constexpr int64_t kFewChannels = 16;  // up to here float32 vectors: two bfloat16 parts are too inexact in the narrow stages
 constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
+
+bool use_tiles(DType dtype, int64_t channels) {
+  return active_isa() == Isa::amx && (dtype == DType::bf16 || channels > kFewChannels);
+}
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -40,9 +44,9 @@ int64_t sheet_size(int64_t batch, int64_t channels, int64_t length) { return bat
 }  // namespace
 
 PackedConv::PackedConv(DType dtype, const void* bias, int64_t out_channels, int64_t in_channels, int64_t stride)
-    : kernel_(kernels()), dtype_(dtype), tiles_(active_isa() == Isa::amx && (dtype == DType::bf16 || std::min(out_channels, in_channels) > kFewChannels)), out_channels_(out_channels),
-      in_channels_(in_channels), stride_(stride), planes_(tiles_ && dtype == DType::f32 ? 2 : 1),
-      bias_(round_up(out_channels, 32)) {
+    : kernel_(kernels()), dtype_(dtype), tiles_(use_tiles(dtype, std::min(out_channels, in_channels))),
+      out_channels_(out_channels), in_channels_(in_channels), stride_(stride),
+      planes_(tiles_ && dtype == DType::f32 ? 2 : 1), bias_(round_up(out_channels, 32)) {
   for (int64_t i = 0; bias && i < out_channels; ++i) bias_[i] = value(dtype, bias, i);
 }
 
@@ -152,7 +156,8 @@ void AmpBlocks::run(const void* x, void* out, int64_t batch, int64_t length) con
   for (const PackedConv* conv : convs_) padding = std::max(padding, conv->padding());
   ConvRows rows = convs_[0]->rows(batch, length, padding);
   rows.data = w.rows.reserve(rows.bytes());
-  std::memset(rows.data, 0, rows.bytes());
+  for (int64_t n = 0; n < batch; ++n)
+    for (int64_t block = 0; block < rows.blocks(); ++block) rows.clear_padding(n, block);
   launch(kernel_.conv1d_sheet, ConvSheetArgs{dtype_, const_cast<void*>(x), input, batch, channels_, length, true});
   const int64_t per_block = static_cast<int64_t>(convs_.size()) / num_blocks_;
   for (int64_t block = 0; block < num_blocks_; ++block)

@@ -15,10 +15,6 @@ namespace {
 constexpr int64_t kTile = 1024;
 constexpr int64_t kPad = 2 * VF + kHalo;  // whole vectors may be read and written past the tile
 
-struct Filters {
-  Phase up_even, up_odd, down_even, down_odd;
-};
-
 template <class T>
 struct Row {
   const T* x;
@@ -88,8 +84,7 @@ void tile(const Row<T>& row, const Filters& f, const Snake& snake, int64_t begin
 
 template <class T>
 void run(const AliasFreeSnakeArgs& a, int index, int count) {
-  const Filters filters{Phase(a.up_filter, 1, 2.0f), Phase(a.up_filter, 0, 2.0f), Phase(a.down_filter, 1, 1.0f),
-                        Phase(a.down_filter, 0, 1.0f)};
+  const Filters filters(a.up_filter, a.down_filter);
   const int64_t tiles = (a.length + kTile - 1) / kTile;
   const Range range = partition(a.num_rows * tiles, 1, index, count);
   for (int64_t unit = range.begin; unit < range.end; ++unit) {

@@ -81,4 +81,10 @@ struct Phase {
   }
 };
 
+struct Filters {
+  Phase up_even, up_odd, down_even, down_odd;
+  Filters(const float* up, const float* down)
+      : up_even(up, 1, 2.0f), up_odd(up, 0, 2.0f), down_even(down, 1, 1.0f), down_odd(down, 0, 1.0f) {}
+};
+
 }  // namespace antiphon::ANTIPHON_ISA

@@ -10,10 +10,6 @@ namespace {
 
 constexpr int64_t kSpan = 128;
 
-struct Filters {
-  Phase up_even, up_odd, down_even, down_odd;
-};
-
 // VF channels from `lane` of a block of 16 on.
 struct Lanes {
   const float* sheet;  // this block's, at `lane`
@@ -99,8 +95,7 @@ void zero_lanes(char* row, int64_t n, int64_t bytes) {
 
 void alias_free_snake_rows(const SnakeRowsArgs& a, int, int) {
   const ConvRows& r = a.rows;
-  const Filters filters{Phase(a.up_filter, 1, 2.0f), Phase(a.up_filter, 0, 2.0f), Phase(a.down_filter, 1, 1.0f),
-                        Phase(a.down_filter, 0, 1.0f)};
+  const Filters filters(a.up_filter, a.down_filter);
   const float largest_gain = gain(a.up_filter);
   const int64_t spans = (r.length + kSpan - 1) / kSpan, units = r.batch * r.blocks() * spans;
   const int64_t sheets = (r.channels + 15) / 16, per_row = r.tiles ? 32 : 16, element = 64 / per_row;

@@ -38,11 +38,7 @@ void fill_rows(const ConvRowsArgs& a, int index, int count) {
   for (int64_t unit = range.begin; unit < range.end; ++unit) {
     const int64_t n = unit / r.blocks(), block = unit % r.blocks();
     const T* x = static_cast<const T*>(a.x) + n * r.channels * r.length;
-    for (int64_t plane = 0; plane < r.planes; ++plane) {
-      char* row = r.row(n, block, plane);
-      std::memset(row - r.padding * 64, 0, r.padding * 64);
-      std::memset(row + r.length * 64, 0, (r.padded_length - r.padding - r.length) * 64);
-    }
+    r.clear_padding(n, block);
     for (int64_t t = 0; t < r.length; t += kSpan) {
       const int64_t times = min64(kSpan, r.length - t);
       r.tiles ? write_tiles(x, r, n, block, t, times) : write_floats(x, r, n, block, t, times);

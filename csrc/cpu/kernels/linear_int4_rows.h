@@ -7,9 +7,7 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int64_t kInt4Group = 128;
-constexpr int64_t kInt4Bytes = 64;  // of a group
-constexpr int kInt4Rows = 2;        // rows of W side by side
+constexpr int kInt4Rows = 2;  // rows of W side by side
 
 template <class T>
 struct Int4Problem {

@@ -11,8 +11,6 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int64_t kInt4Group = 128;
-constexpr int64_t kInt4Bytes = 64;  // of a group
 constexpr int64_t kInt4Block = 16;  // rows of W
 
 // A row of x as two planes (int_dot.h), and per group 8 times the sum of its q, for the weights' offset.
