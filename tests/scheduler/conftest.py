@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from antiphon.scheduler import KVPools, Policy, RequestState, Scheduler, SchedulerConfig, StepPlan
 from antiphon.scheduler.content_model import ContentModel, alone
+from antiphon.scheduler.slot_table import SlotTable
+
+
+def following(plan: StepPlan, step: int, table: SlotTable) -> StepPlan:
+    """The ``step``-th step of a plan as a device runs it: the next row of everybody who has not ended, the same branches."""
+    keep = table.decoding[plan.slots]
+    columns = {name: getattr(plan, name)[keep] for name in ("slots", "lengths", "run_text", "run_audio", "samples")}
+    return replace(
+        plan, **columns, starts=plan.starts[keep] + step, num_generated=plan.num_generated[keep] + step,
+        request_ids=tuple(name for name, kept in zip(plan.request_ids, keep.tolist()) if kept),
+        num_decodes=int(keep.sum()), copies=(), assigned=(), table_writes=(),
+    )  # fmt: skip
 
 
 class Machine:
@@ -34,12 +47,16 @@ class Machine:
         self.expected[name] = alone(state, self.seeds[name])
         return state
 
-    def step(self) -> StepPlan | None:
-        """One step; finished requests must equal the ones alone."""
-        plan = self.scheduler.schedule(self.now)
+    def step(self, max_steps: int = 1) -> StepPlan | None:
+        """One plan of at most so many steps; finished requests must equal the ones alone."""
+        plan = self.scheduler.schedule(self.now, max_steps)
         if plan is None:
             return None
-        for state in self.scheduler.commit(plan, self.model.run(plan)):
+        finished = self.scheduler.commit(plan, self.model.run(plan))
+        for step in range(1, plan.steps):
+            later = following(plan, step, self.scheduler.table)
+            finished += self.scheduler.commit_next(later.slots, self.model.run(later))
+        for state in finished:
             result = (state.generated_text.tolist(), state.generated_audio.tolist(), state.finish_reason)
             assert result == self.expected[state.request_id]
         self.model.poison_free_pages()

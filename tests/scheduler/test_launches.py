@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -11,39 +9,10 @@ from antiphon.scheduler import DeadlineOptions, DeadlinePolicy, FcfsPolicy, Line
 from antiphon.scheduler.slot_table import MAX_LAUNCH, RING
 
 
-def following(plan, step: int, table):
-    """The ``step``-th step of a plan as a device runs it: the next row of everybody who has not ended, the same branches."""
-    keep = table.decoding[plan.slots]
-    columns = {name: getattr(plan, name)[keep] for name in ("slots", "lengths", "run_text", "run_audio", "samples")}
-    return replace(
-        plan, **columns, starts=plan.starts[keep] + step, num_generated=plan.num_generated[keep] + step,
-        request_ids=tuple(name for name, kept in zip(plan.request_ids, keep.tolist()) if kept),
-        num_decodes=int(keep.sum()), copies=(), assigned=(), table_writes=(),
-    )  # fmt: skip
-
-
-def launch(m, max_steps: int):
-    """One plan; finished requests must equal the ones alone."""
-    plan = m.scheduler.schedule(m.now, max_steps)
-    if plan is None:
-        return None
-    finished = m.scheduler.commit(plan, m.model.run(plan))
-    for step in range(1, plan.steps):
-        later = following(plan, step, m.scheduler.table)
-        finished += m.scheduler.commit_next(later.slots, m.model.run(later))
-    for state in finished:
-        result = (state.generated_text.tolist(), state.generated_audio.tolist(), state.finish_reason)
-        assert result == m.expected[state.request_id]
-    m.model.poison_free_pages()
-    m.scheduler.check()
-    m.now += 0.01
-    return plan
-
-
 def run(m, *sizes: int) -> list[int]:
     """Until nothing is left, with these sizes in turn; returns the steps of every plan."""
     steps = []
-    while plan := launch(m, sizes[len(steps) % len(sizes)]):
+    while plan := m.step(sizes[len(steps) % len(sizes)]):
         steps.append(plan.steps)
         assert len(steps) < 2000, "it does not end"
     assert all(pool.num_used == 0 for pool in m.scheduler.memory.pools.groups)
@@ -69,8 +38,8 @@ def test_with_too_few_pages_steps_are_single_and_requests_still_give_way(machine
 def test_nothing_is_taken_for_positions_behind_the_limit(machine):
     m = machine(policy=FcfsPolicy())
     state = m.add("short", 14, "text", limit=3)
-    launch(m, 4)
-    plan = launch(m, 16)
+    m.step(4)
+    plan = m.step(16)
     assert plan.steps == 16 and m.scheduler.memory.blocks.counts.max() == 0
     assert state.finish_reason is not None and state.num_tokens <= 17
 
@@ -78,15 +47,15 @@ def test_nothing_is_taken_for_positions_behind_the_limit(machine):
 def test_prompts_and_waiting_requests_are_looked_at_between_steps(machine):
     m = machine(policy=FcfsPolicy(), max_sequences=2, token_budget=8)
     first = m.add("first", 4, limit=300)
-    assert launch(m, 4).steps == 1, "a prompt"
+    assert m.step(4).steps == 1, "a prompt"
     m.add("long prompt", 30, limit=300)
     while m.scheduler.waiting or m.scheduler.prefilling:
-        assert launch(m, 4).steps == 1
-    assert launch(m, 4).steps == 4
+        assert m.step(4).steps == 1
+    assert m.step(4).steps == 4
     m.add("waits", 4)
-    assert launch(m, 4).steps == 1, "there is no slot for it, yet somebody may end in any step"
+    assert m.step(4).steps == 1, "there is no slot for it, yet somebody may end in any step"
     m.scheduler.abort("waits")
-    assert launch(m, 4).steps == 4 and first.num_generated > 5
+    assert m.step(4).steps == 4 and first.num_generated > 5
 
 
 @pytest.mark.parametrize("sizes", [(3, 1), (16,), (1, 1, 5)])
@@ -102,7 +71,7 @@ def test_long_answers_do_not_overrun_the_ring(machine, monkeypatch, sizes):
 def listening(m, play_end: float, missing: int):
     state = m.add("speaker", 8, limit=200)
     while state.num_generated == 0:
-        launch(m, 1)
+        m.step(1)
     m.scheduler.set_playback("speaker", play_end, state.num_generated + missing)
     return state
 
@@ -117,7 +86,7 @@ def test_deadlines_bound_a_launch(machine, step_seconds, missing, expected):
     m = machine(policy=policy)
     listening(m, 5.0, missing)
     assert policy.decode_steps(m.now, m.scheduler.table) == expected
-    assert launch(m, 4).steps == (4 if expected >= 4 else 1)
+    assert m.step(4).steps == (4 if expected >= 4 else 1)
 
 
 def test_a_stream_that_only_reads_has_no_chunk_to_wait_for(machine):
@@ -125,6 +94,6 @@ def test_a_stream_that_only_reads_has_no_chunk_to_wait_for(machine):
     m = machine(policy=policy)
     state = m.add("reader", 8, "text", limit=200, seed=3)
     while state.num_generated == 0:
-        launch(m, 1)
+        m.step(1)
     m.scheduler.set_playback("reader", -np.inf, state.num_generated + 1)
     assert policy.decode_steps(m.now, m.scheduler.table) == 5
