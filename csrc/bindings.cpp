@@ -109,6 +109,48 @@ void alias_free_snake(int dtype, Address x, Address alpha, Address inv_beta, Add
                             at<float>(up_filter), at<float>(down_filter), at(out), num_rows, channels, length});
 }
 
+// sampling: temperature, penalty, top_k, window.
+void sample_tokens(int dtype, Address logits, int64_t logits_stride, int64_t vocabulary, int64_t num_rows,
+                   Address slots, Address history, int64_t history_stride, Address history_len,
+                   const std::vector<Address>& sampling, int64_t sampling_stride, Address seeds, int64_t stream,
+                   Address out) {
+  launch(kernels().sample_tokens,
+         SampleTokensArgs{static_cast<DType>(dtype), at(logits), logits_stride, vocabulary, num_rows,
+                          at<int64_t>(slots), at<int32_t>(history), history_stride, at<int64_t>(history_len),
+                          at<float>(sampling.at(0)), at<float>(sampling.at(1)), at<int64_t>(sampling.at(2)),
+                          at<int64_t>(sampling.at(3)), sampling_stride, at<int64_t>(seeds), stream,
+                          at<int64_t>(out)});
+}
+
+// state: text_history, audio_history, history_len, text_ended, stop, speaks, limit.
+StreamState stream_state(const std::vector<Address>& state, int64_t capacity) {
+  return {at<int32_t>(state.at(0)), at<int32_t>(state.at(1)), capacity, at<int64_t>(state.at(2)),
+          at<int64_t>(state.at(4)), at<bool>(state.at(3)), at<bool>(state.at(5)), at<int64_t>(state.at(6))};
+}
+
+// ids: text_blank, text_eos, msg_end, media_end, delay. A few rows: no threads.
+void advance_streams(const std::vector<Address>& state, int64_t capacity, const std::vector<int64_t>& ids,
+                     Address text, Address audio, Address slots, Address text_out, Address audio_out,
+                     int64_t num_rows) {
+  kernels().advance_streams({stream_state(state, capacity), ids.at(0), ids.at(1), ids.at(2), ids.at(3), ids.at(4),
+                             at<int64_t>(text), at<int64_t>(audio), at<int64_t>(slots), at<int64_t>(text_out),
+                             at<int64_t>(audio_out), num_rows},
+                            0, 1);
+}
+
+// in: slots, base, runs, tables, spare, text_history, audio_history, history_len, stop; sizes: capacity, last,
+// num_rows, max_pages, page_size, blank; out: slots, text, audio, positions, cache, seq_lens.
+void decode_inputs(const std::vector<Address>& in, const std::vector<int64_t>& sizes,
+                   const std::vector<Address>& out) {
+  kernels().decode_inputs({at<int64_t>(in.at(0)), at<int64_t>(in.at(1)), at<bool>(in.at(2)), at<int32_t>(in.at(3)),
+                           at<int64_t>(in.at(4)), at<int32_t>(in.at(5)), at<int32_t>(in.at(6)),
+                           at<int64_t>(in.at(7)), at<int64_t>(in.at(8)), sizes.at(0), sizes.at(1), sizes.at(2),
+                           sizes.at(3), sizes.at(4), sizes.at(5), at<int64_t>(out.at(0)), at<int64_t>(out.at(1)),
+                           at<int64_t>(out.at(2)), at<int64_t>(out.at(3)), at<int64_t>(out.at(4)),
+                           at<int32_t>(out.at(5))},
+                          0, 1);
+}
+
 std::unique_ptr<PackedConv> packed_conv(int dtype, Address weight, Address bias, int64_t out_channels,
                                         int64_t in_channels, int64_t taps, int64_t dilation) {
   py::gil_scoped_release release;
@@ -216,6 +258,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("layer_norm_modulate", &layer_norm_modulate);
   m.def("gate_residual", &gate_residual);
   m.def("alias_free_snake", &alias_free_snake);
+  m.def("sample_tokens", &sample_tokens);
+  m.def("advance_streams", &advance_streams);
+  m.def("decode_inputs", &decode_inputs);
   m.def("packed_conv", &packed_conv);
   m.def("packed_conv_transpose", &packed_conv_transpose);
   py::class_<PackedConv>(m, "PackedConv")

@@ -239,6 +239,53 @@ struct SnakeRowsArgs {
   std::atomic<int64_t>* next;
 };
 
+struct SampleTokensArgs {
+  DType dtype;
+  const void* logits;          // [num_rows, vocabulary], rows logits_stride apart
+  int64_t logits_stride, vocabulary, num_rows;
+  const int64_t* slots;        // [num_rows]; all below is per slot
+  const int32_t* history;      // rows history_stride apart, history_len[slot] entries of each are there
+  int64_t history_stride;
+  const int64_t* history_len;
+  const float *temperature, *penalty;  // entries parameter_stride apart
+  const int64_t *top_k, *window;
+  int64_t parameter_stride;
+  const int64_t* seeds;
+  int64_t stream;
+  int64_t* out;                // [num_rows]
+};
+
+// Per-slot arrays of both streams.
+struct StreamState {
+  int32_t *text_history, *audio_history;  // [slots, capacity]
+  int64_t capacity;
+  int64_t *history_len, *stop;
+  bool* text_ended;
+  const bool* speaks;
+  const int64_t* limit;
+};
+
+struct AdvanceStreamsArgs {
+  StreamState state;
+  int64_t text_blank, text_eos, msg_end, media_end, delay;
+  const int64_t *text, *audio, *slots;  // [num_rows]
+  int64_t *text_out, *audio_out;        // [num_rows]; may be text and audio
+  int64_t num_rows;
+};
+
+struct DecodeInputsArgs {
+  const int64_t *slots, *base;  // [num_rows]
+  const bool* runs;             // [2, num_rows]
+  const int32_t* tables;        // [3, num_rows, max_pages]
+  const int64_t* spare;         // [3]
+  const int32_t *text_history, *audio_history;  // [last + 1, capacity]
+  const int64_t *history_len, *stop;            // [last + 1]
+  int64_t capacity, last, num_rows, max_pages, page_size, blank;
+  int64_t *own, *text, *audio;  // [num_rows]
+  int64_t *positions, *cache;   // [2, num_rows], [3, num_rows]
+  int32_t* seq_lens;            // [3, num_rows]
+};
+
 // name, arguments
 #define ANTIPHON_KERNELS(X)                      \
   X(read_probe, ReadProbeArgs)                   \
@@ -260,7 +307,10 @@ struct SnakeRowsArgs {
   X(conv1d_weight, ConvWeightArgs)               \
   X(conv1d, Conv1dArgs)                          \
   X(dual_embed, DualEmbedArgs)                   \
-  X(gather_add, GatherAddArgs)
+  X(gather_add, GatherAddArgs)                   \
+  X(sample_tokens, SampleTokensArgs)             \
+  X(advance_streams, AdvanceStreamsArgs)         \
+  X(decode_inputs, DecodeInputsArgs)
 
 #define ANTIPHON_DECLARE(name, Args) void name(const Args& args, int index, int count);
 namespace scalar { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }

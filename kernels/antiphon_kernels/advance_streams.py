@@ -10,7 +10,8 @@ For each row, with i = history_len of its slot, t and a the sampled tokens:
 Source: reference behaviour, section 9. Shapes: text, audio, slots int64 [R]; text_history, audio_history int32 [num_slots,
 capacity]; history_len, limit int64 [num_slots]; text_ended, speaks bool [num_slots]; stop int64 [num_slots]; result
 (text, audio) int64 [R], the tokens to feed back. The four special ids and the delay are ``ids``: text_blank,
-text_eos, msg_end, media_end, delay. Slots of one call are distinct.
+text_eos, msg_end, media_end, delay. Slots of one call are distinct, but for a slot that is nobody's, whose state then
+means nothing.
 """
 
 from __future__ import annotations

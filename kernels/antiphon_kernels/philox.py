@@ -1,5 +1,10 @@
 """Philox4x32-10, the counter-based generator behind every draw (Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011), on int64 tensors that hold unsigned 32-bit words."""
+1, 2, 3", SC 2011), on int64 tensors that hold unsigned 32-bit words.
+
+The Gumbel noise takes its logarithms from :func:`natural_log`, which is built of single-precision additions and
+multiplications in a fixed order: every implementation that follows it gives the same noise to the bit, so draws do not
+hang on the last place of some library's logarithm.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,14 @@ from .triton_support import jit, tl
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+LOG_POLYNOMIAL = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+"""(log(1 + f) - f + f² / 2) / f³ for 1 + f in [√½, √2), highest power first (Cephes, logf)."""
+LN2 = (0.693359375, -2.12194440e-4)
+"""ln 2 as a short number, whose product with an exponent is exact, and the rest."""
+_ROOT_HALF = 0x3F3504F3
 _MASK = 0xFFFFFFFF
 
 
@@ -32,6 +45,20 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Ten
     return c0, c1, c2, c3
 
 
+def natural_log(x: torch.Tensor) -> torch.Tensor:
+    """log x to 1 ulp for positive normal float32 x; one rounding per operation, no contraction into fused ones."""
+    bits = x.view(torch.int32)
+    exponent = (bits - _ROOT_HALF) >> 23
+    f = (bits - (exponent << 23)).view(torch.float32) - 1.0
+    exponent, square = exponent.float(), f * f
+    series = f * LOG_POLYNOMIAL[0]
+    for coefficient in LOG_POLYNOMIAL[1:-1]:
+        series = (series + coefficient) * f
+    series = (series + LOG_POLYNOMIAL[-1]) * f * square
+    rest = series + exponent * LN2[1] - square * 0.5
+    return (f + rest) + exponent * LN2[0]
+
+
 def gumbel(ids: torch.Tensor, steps: torch.Tensor, seeds: torch.Tensor, stream: int) -> torch.Tensor:
     """Standard Gumbel noise, float32, for (seed, step, stream, id).
 
@@ -41,7 +68,7 @@ def gumbel(ids: torch.Tensor, steps: torch.Tensor, seeds: torch.Tensor, stream: 
     counter = (ids, steps + zero, zero + stream, zero)
     word = philox(counter, ((seeds & _MASK) + zero, ((seeds >> 32) & _MASK) + zero))[0]
     uniform = ((word >> 9).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
+    return -natural_log(-natural_log(uniform))
 
 
 @jit
@@ -61,7 +88,7 @@ def philox_word_triton(ids, step, seed, stream):
 
 @jit
 def gumbel_triton(ids, step, seed, stream):
-    """:func:`gumbel` of ids int32 [n]: the same word and uniform to the bit, float32."""
+    """:func:`gumbel` of ids int32 [n], float32: the same word and uniform to the bit, the device's own logarithm."""
     word = philox_word_triton(ids, step, seed, stream)
     uniform = ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     return -tl.log(-tl.log(uniform))

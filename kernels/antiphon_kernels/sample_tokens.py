@@ -83,7 +83,7 @@ def reference(
         scores = logits[row]
         if factor > 1 and length > reach:
             scores = penalise(scores, history[slot, length - reach : length], factor)
-        scores = scores.float()
+        scores = torch.where(scores.isnan(), float("-inf"), scores).float()
         if heat <= GREEDY_TEMPERATURE:
             out[row] = torch.argmax(scores)
         else:
@@ -127,7 +127,8 @@ def load_scores(logits, ids, inside, first, SPAN: tl.constexpr, history, length,
         wide = x.to(tl.float32)
         changed = tl.where(wide < 0, wide * penalty, tl.div_rn(wide, penalty)).to(x.dtype)
         x = tl.where(recent, changed, x)
-    return x.to(tl.float32)
+    scores = x.to(tl.float32)
+    return tl.where(scores >= float("-inf"), scores, float("-inf"))
 
 
 @jit

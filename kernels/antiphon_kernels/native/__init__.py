@@ -55,7 +55,9 @@ if available:
         paged_attention,
         rms_norm,
         rope_cache,
+        sample_tokens,
         silu_mul,
+        streams,
     )
 else:
     logging.getLogger("antiphon").info(status())
