@@ -28,20 +28,20 @@ lint: $(VENV)/.ready
 # Rebuild only the compiled operators.
 native: $(VENV)/.ready
 
-# The native tests under AddressSanitizer and UndefinedBehaviorSanitizer, on a copy of the package.
-SANITIZE_ISAS ?= avx2;avx512;avx512bf16
+# The native tests under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set, on a copy of the package.
+# On two CPUs building takes 1 min 10 s and testing 1 min 20 s. -g1 is what a stack trace with line numbers needs.
 sanitizer := build/sanitize
 sanitize: $(VENV)/.ready
 	$(run) -m pip install --quiet pybind11 cmake ninja
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(sanitizer) -G Ninja -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g" \
-		-DANTIPHON_SANITIZE=address,undefined -DANTIPHON_ISAS="$(SANITIZE_ISAS)" \
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(sanitizer) -G Ninja -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" \
+		-DANTIPHON_SANITIZE=address,undefined \
 		-DPython_EXECUTABLE="$(CURDIR)/$(run)" -Dpybind11_DIR="$$($(run) -m pybind11 --cmakedir)"
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(sanitizer)
 	rm -rf $(sanitizer)/package && cp -r kernels $(sanitizer)/package
 	cp $(sanitizer)/_native*.so $(sanitizer)/package/antiphon_kernels/
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
-		PYTHONPATH="$(CURDIR)/$(sanitizer)/package" $(run) -m pytest tests/native
+		PYTHONPATH="$(CURDIR)/$(sanitizer)/package" $(run) -m pytest -n $(JOBS) --dist worksteal tests/native
 
 $(VENV)/.torch:
 	@test -n "$(PYTHON)" || { echo "Antiphon needs Python 3.10 to 3.13; none is on PATH (set PYTHON=...)" >&2; exit 1; }

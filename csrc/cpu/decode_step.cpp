@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -15,10 +16,9 @@ int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 }  // namespace
 
 char* DecodeStep::buffer(int64_t elements_per_row, int64_t rows) {
-  constexpr int64_t kAlign = 64;
-  memory_.emplace_back(new char[elements_per_row * rows * size_of(m_.dtype) + kAlign]());
-  const auto address = reinterpret_cast<uintptr_t>(memory_.back().get());
-  return reinterpret_cast<char*>((address + kAlign - 1) / kAlign * kAlign);
+  const int64_t bytes = elements_per_row * rows * size_of(m_.dtype);
+  memory_.push_back(aligned_memory(bytes));
+  return static_cast<char*>(std::memset(memory_.back().get(), 0, bytes));
 }
 
 DecodeStep::DecodeStep(ModelWeights weights) : m_(std::move(weights)) {

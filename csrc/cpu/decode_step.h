@@ -4,9 +4,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "aligned.h"
 #include "kernels.h"
 
 namespace antiphon {
@@ -65,7 +65,7 @@ class DecodeStep {
   char* buffer(int64_t elements_per_row, int64_t rows);
 
   const ModelWeights m_;
-  std::vector<std::unique_ptr<char[]>> memory_;
+  std::vector<AlignedMemory> memory_;
   std::vector<int32_t> starts_;  // 0, 1, 2, ...: cu_seqlens of one-row sequences
   char *x_, *residual_, *y_, *state_, *qkv_, *q_, *attended_, *gate_up_, *activated_;
 };

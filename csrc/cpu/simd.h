@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#include "sanitized.h"
+
 namespace antiphon::ANTIPHON_ISA {
 
 inline float widen(bf16 x) {

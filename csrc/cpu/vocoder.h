@@ -2,9 +2,11 @@
 // are those of the instruction set that was active then.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <vector>
 
+#include "aligned.h"
 #include "kernels.h"
 
 namespace antiphon {
@@ -16,17 +18,16 @@ class Aligned {
   // At least `size` elements; what was there is lost when it grows. New memory is zero.
   T* reserve(int64_t size) {
     if (size > size_) {
-      memory_.reset(new char[size * sizeof(T) + 64]());
+      memory_ = aligned_memory(size * sizeof(T));
+      std::memset(memory_.get(), 0, size * sizeof(T));
       size_ = size;
     }
     return data();
   }
-  T* data() const {
-    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64);
-  }
+  T* data() const { return reinterpret_cast<T*>(memory_.get()); }
 
  private:
-  std::unique_ptr<char[]> memory_;
+  AlignedMemory memory_;
   int64_t size_ = 0;
 };
 

@@ -1,9 +1,15 @@
-"""Every native test runs on each instruction set of this machine; uninitialised outputs are NaN."""
+"""Every native test runs on each instruction set of this machine, in memory that ends at a protected page.
+
+Where AddressSanitizer watches (``make sanitize``), ordinary memory is used. Uninitialised outputs are NaN.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from guarded_memory import SANITIZED, GuardedMemory
 
 from antiphon_kernels import native
 
@@ -12,7 +18,7 @@ ISAS = ["scalar", "avx2", "avx512", "avx512bf16", "amx"]
 
 @pytest.fixture(params=ISAS)
 def isa(request) -> str:
-    """The instruction set in use for this test."""
+    """The instruction set in use for this test; tensors made in it lie in guarded memory."""
     if not native.available:
         pytest.skip(f"native module not built: {native.BUILD_COMMAND}")
     from antiphon_kernels import _native
@@ -21,7 +27,8 @@ def isa(request) -> str:
         pytest.skip(f"{request.param}: not on this machine")
     before = _native.isa()
     _native.set_isa(request.param)
-    yield request.param
+    with nullcontext() if SANITIZED else GuardedMemory():
+        yield request.param
     _native.set_isa(before)
 
 

@@ -22,6 +22,7 @@ SHAPES = [
     (9, 64, 2100, 0),  # second branch alone; two chunks of columns
     (16, 31, 97, 16),  # the most rows
     (16, 130, 257, 7),  # both branches, nothing whole
+    (3, 150, 600, 3),  # W walked in runs of rows a page long, and the rows that are left
 ]
 
 

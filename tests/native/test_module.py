@@ -16,6 +16,14 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
+def run_native(code: str, **env: str) -> subprocess.CompletedProcess:
+    """``code`` with the compiled module as ``_native``, loaded without the package and PyTorch."""
+    from antiphon_kernels import _native
+
+    folder = os.path.dirname(_native.__file__)
+    return run_python(f"import os, sys; sys.path.insert(0, {folder!r}); import _native; {code}", **env)
+
+
 def test_status_names_isa_or_build_command():
     assert native.BUILD_COMMAND in native.status() or "threads" in native.status()
 
@@ -38,7 +46,7 @@ class TestCompiled:
         from antiphon_kernels import _native
 
         for isa in _native.available_isas():
-            done = run_python("from antiphon_kernels import _native; print(_native.isa())", ANTIPHON_CPU_ISA=isa)
+            done = run_native("print(_native.isa())", ANTIPHON_CPU_ISA=isa)
             assert done.stdout.strip() == isa, done.stderr
 
     def test_unknown_isa_is_an_error_that_lists_the_known(self):
@@ -50,10 +58,8 @@ class TestCompiled:
     def test_thread_count_comes_from_affinity_and_can_be_set(self):
         from antiphon_kernels import _native
 
-        done = run_python(
-            "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-            "from antiphon_kernels import _native; print(_native.num_threads())"
-        )
+        code = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(_native.num_threads())"
+        done = run_native(code, ANTIPHON_CPU_THREADS="")
         assert done.stdout.strip() == "1"
         with pytest.raises(ValueError):
             _native.set_num_threads(0)

@@ -1,0 +1,65 @@
+"""That the other tests would notice a kernel which leaves its buffers: it would not survive."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+from collections.abc import Callable
+
+import pytest
+import torch
+from guarded_memory import GuardedMemory, guarded
+
+from antiphon_kernels.native import available
+
+if not available:
+    pytest.skip("native module not built", allow_module_level=True)
+
+from antiphon_kernels import _native
+from antiphon_kernels.native.arguments import DTYPES
+
+
+def exit_status(function: Callable[[], object]) -> int:
+    """What a forked process that calls ``function`` ends with: 0, an exit code, or minus the signal that killed it."""
+    child = os.fork()
+    if not child:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the sanitizer's report of the fault we want
+        function()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def linear(weight: torch.Tensor, x: torch.Tensor, n: int, out: torch.Tensor) -> None:
+    """The kernel on the first ``n`` rows of W, whether it has them or not."""
+    sizes = len(x), len(x), n, x.shape[1]
+    _native.linear(DTYPES[x.dtype], x.data_ptr(), x.stride(0), weight.data_ptr(), 0, out.data_ptr(), *sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(32, 64), (3, 5)], ids=["whole vectors and tiles", "ragged"])
+def test_reading_beyond_a_tensor_is_fatal(n, k, dtype, isa):
+    x, weight, out = torch.zeros(2, k, dtype=dtype), torch.zeros(n, k, dtype=dtype), torch.zeros(2 * n + 2, dtype=dtype)
+    assert exit_status(lambda: linear(weight, x, n, out)) == 0
+    assert exit_status(lambda: linear(weight[1:], x, n, out)) != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(32, 64), (3, 5)], ids=["whole vectors and tiles", "ragged"])
+def test_writing_beyond_a_tensor_is_fatal(n, k, dtype, isa):
+    x, weight, out = torch.zeros(2, k, dtype=dtype), torch.zeros(n, k, dtype=dtype), torch.zeros(2, n, dtype=dtype)
+    assert exit_status(lambda: linear(weight, x, n, out)) == 0
+    assert exit_status(lambda: linear(weight, x, n, out.flatten()[1:])) != 0
+
+
+def test_guarded_tensors_keep_contents_views_and_aliases():
+    x = torch.arange(12.0).view(3, 4)
+    with GuardedMemory():
+        copy, view, same = x + 0, x[1:], x.add_(1)
+        joined, nothing = torch.cat([x, copy]), torch.empty(0, 3)
+    assert same is x and view.data_ptr() == x[1:].data_ptr() and nothing.shape == (0, 3)
+    assert torch.equal(copy, x - 1) and torch.equal(joined[:3], x)
+    end = copy.data_ptr() + 4 * copy.numel()
+    assert end % 4096 == 0 and guarded(x.bfloat16()).data_ptr() % 4096 == 4096 - 24
