@@ -64,6 +64,8 @@ class Stopwatch:
 class PlainRunner(LlmRunner):
     """The step loop of ``solo`` over :class:`PlainLlm`: every head at every step, whatever is needed."""
 
+    _token_step = None
+
     def start_over(self) -> None:
         """Forget the sequence before."""
         self.plain = PlainLlm(self.model.config, self.model.weights)

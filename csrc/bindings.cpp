@@ -6,6 +6,7 @@
 #include "decode_step.h"
 #include "isa.h"
 #include "kernels.h"
+#include "token_step.h"
 #include "vocoder.h"
 
 namespace py = pybind11;
@@ -132,7 +133,8 @@ StreamState stream_state(const std::vector<Address>& state, int64_t capacity) {
 void advance_streams(const std::vector<Address>& state, int64_t capacity, const std::vector<int64_t>& ids,
                      Address text, Address audio, Address slots, Address text_out, Address audio_out,
                      int64_t num_rows) {
-  kernels().advance_streams({stream_state(state, capacity), ids.at(0), ids.at(1), ids.at(2), ids.at(3), ids.at(4),
+  kernels().advance_streams({stream_state(state, capacity),
+                             {ids.at(0), ids.at(1), ids.at(2), ids.at(3), ids.at(4)},
                              at<int64_t>(text), at<int64_t>(audio), at<int64_t>(slots), at<int64_t>(text_out),
                              at<int64_t>(audio_out), num_rows},
                             0, 1);
@@ -230,6 +232,32 @@ void run_decode_step(DecodeStep& step, Address audio_ids, Address text_ids, cons
   step.run(input);
 }
 
+// sampling: temperature, penalty, top_k, window, seeds; sizes: num_slots, capacity, head_delay; ids as above.
+std::unique_ptr<TokenStep> token_step(DecodeStep& step, const std::vector<Address>& state,
+                                      const std::vector<Address>& sampling, const std::vector<int64_t>& sizes,
+                                      const std::vector<int64_t>& ids) {
+  return std::make_unique<TokenStep>(
+      step, RequestState{stream_state(state, sizes.at(1)), at<float>(sampling.at(0)), at<float>(sampling.at(1)),
+                         at<int64_t>(sampling.at(2)), at<int64_t>(sampling.at(3)), at<int64_t>(sampling.at(4)),
+                         sizes.at(0), sizes.at(2), {ids.at(0), ids.at(1), ids.at(2), ids.at(3), ids.at(4)}});
+}
+
+// rows: addresses of slots, base, run_text, run_audio; drawn [steps, 4, num_rows]. Returns what was computed.
+std::vector<int64_t> run_token_step(TokenStep& step, int64_t num_rows, const std::vector<Address>& rows,
+                                    const std::vector<Address>& tables, int64_t max_pages, int64_t steps,
+                                    Address drawn) {
+  const TokenBatch batch{num_rows, at<int64_t>(rows.at(0)), at<int64_t>(rows.at(1)), at<bool>(rows.at(2)),
+                         at<bool>(rows.at(3)),
+                         {at<int32_t>(tables.at(0)), at<int32_t>(tables.at(1)), at<int32_t>(tables.at(2))},
+                         max_pages};
+  StepWork work;
+  {
+    py::gil_scoped_release release;
+    work = step.run(batch, steps, at<int64_t>(drawn));
+  }
+  return {work.trunk_rows, work.text_rows, work.audio_rows, work.text_heads, work.audio_heads};
+}
+
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
   for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
@@ -268,4 +296,5 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("bytes", &PackedConv::bytes);
   py::class_<AmpBlocks>(m, "AmpBlocks").def(py::init(&amp_blocks)).def("run", &run_amp_blocks);
   py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
+  py::class_<TokenStep>(m, "TokenStep").def(py::init(&token_step), py::keep_alive<1, 2>()).def("run", &run_token_step);
 }

@@ -125,6 +125,12 @@ struct DecodeStep::Thread {
              m.hidden);
   }
 
+  // Both streams at once: one hands out rows from the first thread on, the other from the last.
+  void draw(const DecodeInput& in) const {
+    if (in.text_draw) kernel.sample_tokens(*in.text_draw, index, count);
+    if (in.audio_draw) kernel.sample_tokens(*in.audio_draw, count - 1 - index, count);
+  }
+
   void step(const DecodeInput& in) const {
     trunk(in);
     const int64_t rows = in.upper.num_rows, paired = std::min(m.num_text_layers, m.num_audio_layers);
@@ -133,6 +139,7 @@ struct DecodeStep::Thread {
     upper(in.upper, in.split, paired, m.num_text_layers, 0, in.split);
     upper(in.upper, rows - in.split, paired, m.num_audio_layers, in.split, rows);
     heads(in);
+    draw(in);
   }
 };
 

@@ -52,6 +52,7 @@ struct DecodeInput {
   const int64_t* head_rows;             // [num_head_rows], rows of the upper part; text first, `head_split` of them
   int64_t num_head_rows, head_split;
   void *text_logits, *audio_logits;     // [head_split, vocabulary], [num_head_rows - head_split, vocabulary]
+  const SampleTokensArgs *text_draw = nullptr, *audio_draw = nullptr;  // what to draw from them, or null
 };
 
 class DecodeStep {
@@ -59,6 +60,7 @@ class DecodeStep {
   explicit DecodeStep(ModelWeights weights);
   // At most kMaxSkinnyRows rows in the trunk and in each branch.
   void run(const DecodeInput& input);
+  const ModelWeights& weights() const { return m_; }
 
  private:
   struct Thread;

@@ -265,9 +265,13 @@ struct StreamState {
   const int64_t* limit;
 };
 
+struct StreamIds {
+  int64_t text_blank, text_eos, msg_end, media_end, delay;
+};
+
 struct AdvanceStreamsArgs {
   StreamState state;
-  int64_t text_blank, text_eos, msg_end, media_end, delay;
+  StreamIds ids;
   const int64_t *text, *audio, *slots;  // [num_rows]
   int64_t *text_out, *audio_out;        // [num_rows]; may be text and audio
   int64_t num_rows;

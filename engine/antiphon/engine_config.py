@@ -23,9 +23,9 @@ class EngineConfig:
     max_sequences). max_speech_batch: chunks in one ODE solve. encode_seconds: sound that one step encodes at most (one
     request in any case). max_waiting: requests that may queue before new ones are refused. keep_text_branch: run the text
     branch of speaking requests to the end, so that the next turn of a conversation finds its text keys in the cache;
-    costs the branch, changes no token. decode_steps_per_launch: decode steps that captured graphs run in a row without the
-    host while nobody waits to be admitted and no speech chunk is about to be complete; saves the gap between steps, and
-    text comes in groups; changes no token. Without graphs (on a CPU) steps run one by one. attention: "antiphon", "flashinfer"
+    costs the branch, changes no token. decode_steps_per_launch: decode steps that run in a row without the host, by captured
+    graphs or by the native step of a CPU (of up to 16 requests), while nobody waits to be admitted and no speech chunk is
+    about to be complete; saves the gap between steps, and text comes in groups; changes no token. attention: "antiphon", "flashinfer"
     (everywhere) or "auto" (FlashInfer for prompts, where it is installed and suits).
     """
 

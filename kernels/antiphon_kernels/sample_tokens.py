@@ -326,10 +326,14 @@ def sample_tokens_triton(
     return out
 
 
-def sample_tokens_supported(logits, history, history_len, slots, temperature, top_k, penalty, window, seeds, stream) -> bool:
+def sample_tokens_supported(
+    logits, history, history_len, slots, temperature, top_k, penalty, window, seeds, stream
+) -> bool:
     """Float logits, and what the launcher checks."""
     strides = {p.stride(0) for p in (temperature, top_k, penalty, window)}
-    return available and supported_dtype(logits) and len(strides) == 1 and history.stride(1) == 1 and seeds.is_contiguous()
+    return (
+        available and supported_dtype(logits) and len(strides) == 1 and history.stride(1) == 1 and seeds.is_contiguous()
+    )
 
 
 def fake(logits, history, history_len, slots, temperature, top_k, penalty, window, seeds, stream):

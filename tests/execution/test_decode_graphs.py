@@ -70,9 +70,9 @@ def test_a_runner_starts_several_steps_at_once_if_they_are_decodes(model):
     outputs = launched.runner.start(launched.decode_batch(), 3).outputs()
     got = [[o.text, o.audio, o.text_ended, o.stop] for o in outputs]
     np.testing.assert_array_equal(np.array(got), np.stack([eager.eager() for _ in range(3)]))
-    assert launched.runner.max_launch >= 64 and eager.runner.max_launch == 0
+    assert launched.runner.max_launch >= 64 and eager.runner.max_launch <= 16
     with pytest.raises(EngineError, match="several steps"):
-        eager.runner.start(eager.decode_batch(), 2)
+        eager.runner.start(eager.decode_batch(), 2, keep_logits=True)
 
 
 def test_prefills_and_mixed_steps_do_not_fit(model):

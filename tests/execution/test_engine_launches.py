@@ -13,6 +13,7 @@ from antiphon.execution.graphs import TapeGraphs
 from antiphon.request import GenerationRequest, sampling_params
 from antiphon.scheduler import FcfsPolicy
 from antiphon.speech import SpeechOptions
+from antiphon_kernels import native, use_backend
 
 SPEECH = SpeechOptions(first_chunk=4, chunk=4, look_ahead=2, ode_steps=2)
 
@@ -39,7 +40,10 @@ class Outcome:
 
     def __init__(self, runtime, requests, launch: int, graphs=None, **config):
         self.engine = Engine(
-            runtime, EngineConfig(max_sequences=8, decode_steps_per_launch=launch, **config), FcfsPolicy(), graphs=graphs
+            runtime,
+            EngineConfig(max_sequences=8, decode_steps_per_launch=launch, **config),
+            FcfsPolicy(),
+            graphs=graphs,
         )
         ids = [self.engine.add(r) for r in requests]
         self.text, self.sound = {i: "" for i in ids}, {i: [np.zeros(0, np.float32)] for i in ids}
@@ -75,8 +79,18 @@ def test_the_same_answers(tiny_runtime, single, launch):
         np.testing.assert_allclose(np.concatenate(got), np.concatenate(want), atol=2e-5)
 
 
-def test_without_graphs_steps_are_single(tiny_runtime, single):
-    plain = Outcome(tiny_runtime, REQUESTS, 8)
+@pytest.mark.skipif(not native.available, reason="native module not built")
+def test_the_native_step_runs_several_without_graphs(tiny_runtime, single):
+    several = Outcome(tiny_runtime, REQUESTS, 8)
+    assert set(several.launches) == {1, 8} and len(several.launches) < len(single.launches)
+    assert several.text == single.text and several.finish == single.finish
+    for got, want in zip(several.sound.values(), single.sound.values(), strict=True):
+        np.testing.assert_allclose(np.concatenate(got), np.concatenate(want), atol=2e-5)  # other chunks share a solve
+
+
+def test_without_graphs_and_native_steps_they_are_single(tiny_runtime, single):
+    with use_backend("reference"):
+        plain = Outcome(tiny_runtime, REQUESTS, 8)
     assert set(plain.launches) == {1} and plain.text == single.text
 
 

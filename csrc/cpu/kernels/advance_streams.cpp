@@ -15,17 +15,17 @@ struct Next {
 
 Stop reason(const AdvanceStreamsArgs& a, int64_t slot, int64_t audio, bool text_ended, int64_t length) {
   if (!a.state.speaks[slot] && text_ended) return kTextEos;
-  if (a.state.speaks[slot] && audio == a.msg_end) return kMsgEnd;
-  if (a.state.speaks[slot] && audio == a.media_end) return kMediaEnd;
+  if (a.state.speaks[slot] && audio == a.ids.msg_end) return kMsgEnd;
+  if (a.state.speaks[slot] && audio == a.ids.media_end) return kMediaEnd;
   return length >= a.state.limit[slot] ? kLimit : kRunning;
 }
 
 Next read(const AdvanceStreamsArgs& a, int64_t r) {
   const StreamState& s = a.state;
   const int64_t slot = a.slots[r], step = s.history_len[slot];
-  const int64_t text = s.text_ended[slot] ? a.text_blank : a.text[r];
-  const int64_t audio = step < a.delay || !s.speaks[slot] ? a.text_blank : a.audio[r];
-  const bool ended = s.text_ended[slot] || text == a.text_eos;
+  const int64_t text = s.text_ended[slot] ? a.ids.text_blank : a.text[r];
+  const int64_t audio = step < a.ids.delay || !s.speaks[slot] ? a.ids.text_blank : a.audio[r];
+  const bool ended = s.text_ended[slot] || text == a.ids.text_eos;
   s.text_history[slot * s.capacity + step] = static_cast<int32_t>(text);
   s.audio_history[slot * s.capacity + step] = static_cast<int32_t>(audio);
   a.text_out[r] = text;

@@ -1,4 +1,5 @@
-// One token per row: penalty window, temperature, top-k, counter-based draw (kernels/antiphon_kernels/sample_tokens.py).
+// One token per row: penalty window, temperature, top-k, counter-based draw; the rules are those of
+// kernels/antiphon_kernels/sample_tokens.py.
 //
 // All logits of a row are read once, for the largest of every span of kSpan. A penalty only lowers logits, so with
 // `reach` penalised ids at least k logits are no smaller than the (k + reach)-th largest of these maxima, or than any

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from antiphon_kernels import advance_streams, sample_tokens
-from antiphon_kernels.native import bind_decode_step
+from antiphon_kernels.native import bind_decode_step, bind_token_step
 
 from ..config import LlmConfig
 from ..errors import EngineError
@@ -30,6 +30,7 @@ from .step_batch import AttentionPlanner, HeadUse, StepBatch, build_layout
 
 if TYPE_CHECKING:
     from antiphon_kernels.native.decode_step import DecodeStep
+    from antiphon_kernels.native.token_step import TokenStep
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,18 @@ class WorkCounters:
 
     def add(self, layout: StepLayout) -> None:
         """Count one step."""
-        self.steps += 1
-        self.trunk_rows += layout.trunk.positions.shape[0]
-        self.text_rows += layout.split
-        self.audio_rows += layout.upper_rows.shape[0] - layout.split
-        self.text_heads += layout.head_split
-        self.audio_heads += layout.head_rows.shape[0] - layout.head_split
+        text, heads = layout.split, layout.head_split
+        audio, audio_heads = layout.upper_rows.shape[0] - text, layout.head_rows.shape[0] - heads
+        self.add_rows(1, layout.trunk.positions.shape[0], text, audio, heads, audio_heads)
+
+    def add_rows(self, steps: int, trunk: int, text: int, audio: int, text_heads: int, audio_heads: int) -> None:
+        """Count steps with so many rows in all."""
+        self.steps += steps
+        self.trunk_rows += trunk
+        self.text_rows += text
+        self.audio_rows += audio
+        self.text_heads += text_heads
+        self.audio_heads += audio_heads
 
 
 @dataclass
@@ -166,8 +173,10 @@ class LlmRunner:
 
     @property
     def max_launch(self) -> int:
-        """Sequences whose decode steps can follow each other in one launch; 0 without graphs."""
-        return 0 if self.graphs is None else ROWS[-1]
+        """Sequences whose decode steps can follow each other in one launch; 0 without graphs and without native steps."""
+        if self.graphs is not None:
+            return ROWS[-1]
+        return self._token_step.max_rows if self._token_step else 0
 
     def start(
         self,
@@ -179,13 +188,21 @@ class LlmRunner:
     ) -> PendingStep:
         """Everything of :meth:`run` but waiting for the tokens: on a GPU the host goes on at once.
 
+        A decode step is one replay of a graph or one native call where there is one that fits, else operators.
+
         ``steps`` > 1: so many decode steps of at most :attr:`max_launch` sequences, whose pages for all of them are there.
         """
         if self.graphs is not None and not keep_logits and observe is None and self.graphs.fits(batch):
             self.counters.steps += steps
             return PendingStep(self.graphs.run(batch, steps).clone())
+        if self._token_step and not keep_logits and observe is None and self._token_step.fits(batch):
+            drawn, *work = self._token_step(batch, steps)
+            self.counters.add_rows(steps, *work)
+            return PendingStep(drawn)
         if steps > 1:
-            raise EngineError("several steps in one launch: only decodes, all drawing, that graphs take")
+            raise EngineError(
+                "several steps in one launch: only decodes, all drawing, that graphs or the native step take"
+            )
         layout, use = build_layout(batch, self.delay, self.device, self.attention)
         text_logits, audio_logits = self._logits(batch, layout, observe)
         self.counters.add(layout)
@@ -209,6 +226,11 @@ class LlmRunner:
     def _decode_step(self) -> DecodeStep | None:
         c = self.config
         return bind_decode_step(self.model, self.kv.trunk, self.kv.upper, c.num_text_layers, c.num_audio_layers)
+
+    @cached_property
+    def _token_step(self) -> TokenStep | None:
+        """The whole of a pure decode step as one native call; None where attention is planned or nothing native fits."""
+        return None if self.attention is not None else bind_token_step(self._decode_step, self.state, self.delay)
 
     def copy_pages(self, trunk: list[tuple[int, int]], upper: list[tuple[int, int]]) -> None:
         """Copy whole pages (source, target) in every layer of the trunk or of the upper tensor."""

@@ -36,6 +36,15 @@ def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_
     return DecodeStep(model, kv_trunk, kv_upper, num_text_layers, num_audio_layers)
 
 
+def bind_token_step(step, state, head_delay: int):
+    """The ``token_step.TokenStep`` of a bound decode step and the requests' state, or None without a decode step."""
+    if step is None:
+        return None
+    from .token_step import TokenStep
+
+    return TokenStep(step, state, head_delay)
+
+
 def bind_vocoder(config, weights):
     """The ``vocoder.BoundVocoder`` of a generator's weights, or None where the native path cannot run it or is not chosen."""
     if not available:

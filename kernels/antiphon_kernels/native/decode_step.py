@@ -84,6 +84,11 @@ def available_for(model: Model, kv_trunk: Tensor, kv_upper: Tensor) -> bool:
     )
 
 
+def chosen() -> bool:
+    """True if operators run natively unless told otherwise."""
+    return linear.backends("cpu")[0] == "native"
+
+
 def _runs(matrix: LinearWeight, dtype: torch.dtype) -> bool:
     """Whether a native kernel takes the matrix."""
     if matrix.scheme == "plain":
@@ -94,7 +99,7 @@ def _runs(matrix: LinearWeight, dtype: torch.dtype) -> bool:
 
 
 class DecodeStep:
-    """Bound to one model and its pages; keeps them alive. Check :func:`available_for` first.
+    """Bound to one model and its pages; keeps them alive. Check :func:`available_for` first. ``bound`` is the C++ object.
 
     Args:
         num_text_layers, num_audio_layers: how many of ``model.upper`` each branch runs.
@@ -112,7 +117,7 @@ class DecodeStep:
         sizes = [hidden, intermediate, first.num_heads, num_kv_heads, head_dim, page_size, self._vocabulary]
         heads = [*_matrix(model.lm_head), *_matrix(model.audio_head)]
         ends = [model.embed_table.data_ptr(), model.final_norm.data_ptr(), *heads]
-        self._step = _native.DecodeStep(
+        self.bound = _native.DecodeStep(
             DTYPES[self._dtype],
             [*sizes, num_text_layers, num_audio_layers],
             first.eps,
@@ -123,7 +128,7 @@ class DecodeStep:
 
     def fits(self, layout: Layout) -> bool:
         """True if every sequence has one row, no part has more than 16, and the native backend is in use."""
-        if linear.backends("cpu")[0] != "native":
+        if not chosen():
             return False
         split, upper = layout.split, layout.upper_rows.shape[0]
         rows = max(layout.trunk.positions.shape[0], split, upper - split)
@@ -137,7 +142,7 @@ class DecodeStep:
         audio = torch.empty(layout.head_rows.shape[0] - layout.head_split, self._vocabulary, dtype=self._dtype)
         trunk, upper = _contiguous(layout.trunk), _contiguous(layout.upper)
         ids = (audio_ids.contiguous(), text_ids.contiguous())
-        self._step.run(
+        self.bound.run(
             ids[0].data_ptr(),
             ids[1].data_ptr(),
             _describe(trunk),
