@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
+#include "attention_plan.h"
 #include "decode_step.h"
 #include "isa.h"
 #include "kernels.h"
@@ -84,10 +87,16 @@ void rope_cache(int dtype, Address qkv, Address positions, Address cos, Address 
 void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Address block_tables,
                      Address cu_seqlens_q, Address seq_lens, Address out, int64_t num_seqs, int64_t max_pages,
                      int64_t page_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale) {
-  launch(kernels().paged_attention,
-         PagedAttentionArgs{static_cast<DType>(dtype), at(q), at(k_cache), at(v_cache), at<int32_t>(block_tables),
-                            at<int32_t>(cu_seqlens_q), at<int32_t>(seq_lens), at(out), num_seqs, max_pages, page_size,
-                            num_heads, num_kv_heads, head_dim, scale});
+  const PagedAttentionArgs args{static_cast<DType>(dtype), at(q), at(k_cache), at(v_cache), at<int32_t>(block_tables),
+                                at<int32_t>(cu_seqlens_q), at<int32_t>(seq_lens), at(out), num_seqs, max_pages,
+                                page_size, num_heads, num_kv_heads, head_dim, scale};
+  launch(kernels().paged_attention, args);
+  AttentionUnits units(num_kv_heads, head_dim);
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const int64_t rows = args.cu_seqlens_q[s + 1] - args.cu_seqlens_q[s];
+    units.add(rows > 1 ? rows * (num_heads / num_kv_heads) : 0, args.seq_lens[s]);
+  }
+  if (units.rows() > 0) launch(kernels().paged_prefill, PagedPrefillArgs{args, units.plan()});
 }
 
 void layer_norm_modulate(int dtype, Address x, Address shift, Address scale, Address out, int64_t shift_stride,
@@ -101,6 +110,44 @@ void gate_residual(int dtype, Address x, Address y, Address gate, Address out, i
                    int64_t hidden, int64_t frames_per_token) {
   launch(kernels().gate_residual, GateResidualArgs{static_cast<DType>(dtype), at(x), at(y), at(gate), at(out),
                                                    gate_stride, num_rows, hidden, frames_per_token});
+}
+
+void flow_rope(int dtype, Address qkv, Address positions, Address cos, Address sin, Address q, Address k, Address v,
+               int64_t qkv_stride, int64_t num_rows, int64_t num_heads, int64_t head_dim) {
+  launch(kernels().flow_rope,
+         FlowRopeArgs{static_cast<DType>(dtype), at(qkv), at<int64_t>(positions), at<float>(cos), at<float>(sin), at(q),
+                      at(k), at(v), qkv_stride, num_rows, num_heads, head_dim});
+}
+
+void flow_attention(int dtype, Address q, Address k, Address v, Address cu_seqlens, Address k_cache, Address v_cache,
+                    Address slots, Address cache_lens, Address out, int64_t num_streams, int64_t window, int64_t heads,
+                    int64_t head_dim, float scale) {
+  const int32_t *starts = at<int32_t>(cu_seqlens), *cached = at<int32_t>(cache_lens);
+  AttentionUnits units(heads, head_dim);
+  for (int64_t s = 0; s < num_streams; ++s)
+    units.add(starts[s + 1] - starts[s], starts[s + 1] - starts[s] + cached[s]);
+  launch(kernels().flow_attention,
+         FlowAttentionArgs{static_cast<DType>(dtype), at(q), at(k), at(v), starts, at(k_cache), at(v_cache),
+                           at<int64_t>(slots), cached, at(out), window, scale, units.plan()});
+}
+
+// strides: segment, row, head of q, k and v.
+void encoder_attention(int dtype, Address q, Address k, Address v, const std::vector<int64_t>& strides, Address lengths,
+                       Address out, int64_t num_segments, int64_t rows, int64_t heads, int64_t head_dim, int64_t block,
+                       float scale) {
+  const auto heads_at = [&](Address address, size_t i) {
+    return StridedHeads{at(address), strides.at(i), strides.at(i + 1), strides.at(i + 2)};
+  };
+  AttentionUnits units(heads, head_dim);
+  for (int64_t s = 0; s < num_segments; ++s)
+    units.add(rows, block > 0 ? std::min(at<int64_t>(lengths)[s], rows) : rows);
+  launch(kernels().encoder_attention,
+         EncoderAttentionArgs{static_cast<DType>(dtype), heads_at(q, 0), heads_at(k, 3), heads_at(v, 6),
+                              at<int64_t>(lengths), at(out), rows, block, scale, units.plan()});
+}
+
+void gelu(int dtype, Address x, Address out, int64_t size, bool tanh) {
+  launch(kernels().gelu, GeluArgs{static_cast<DType>(dtype), at(x), at(out), size, tanh});
 }
 
 void alias_free_snake(int dtype, Address x, Address alpha, Address inv_beta, Address up_filter, Address down_filter,
@@ -285,6 +332,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("paged_attention", &paged_attention);
   m.def("layer_norm_modulate", &layer_norm_modulate);
   m.def("gate_residual", &gate_residual);
+  m.def("flow_rope", &flow_rope);
+  m.def("flow_attention", &flow_attention);
+  m.def("encoder_attention", &encoder_attention);
+  m.def("gelu", &gelu);
   m.def("alias_free_snake", &alias_free_snake);
   m.def("sample_tokens", &sample_tokens);
   m.def("advance_streams", &advance_streams);

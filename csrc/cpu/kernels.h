@@ -133,6 +133,73 @@ struct GateResidualArgs {
   int64_t gate_stride, num_rows, hidden, frames_per_token;
 };
 
+struct FlowRopeArgs {
+  DType dtype;
+  const void* qkv;           // [num_rows, 3 num_heads head_dim], rows qkv_stride apart
+  const int64_t* positions;  // [num_rows]
+  const float* cos;          // [max_positions, head_dim / 2]
+  const float* sin;
+  void* q;                   // [num_rows, num_heads, head_dim]
+  void* k;
+  void* v;
+  int64_t qkv_stride, num_rows, num_heads, head_dim;
+};
+
+// How the rows and keys of ragged sequences are cut into units of work; attention_plan.h makes it.
+struct AttentionPlan {
+  static constexpr int64_t kChunkRows = 192, kBlockKeys = 256;
+  int64_t num_sequences, heads, head_dim;  // heads of the keys
+  const int64_t* first_block;  // [num_sequences + 1], running total of blocks of keys of a head
+  const int64_t* first_chunk;  // [num_sequences + 1], of chunks of rows of a head
+  void* workspace;             // for the packed blocks, 64-byte aligned
+  std::atomic<int64_t>* next;  // two, 0 at the start: threads take units of work as they come
+};
+
+struct FlowAttentionArgs {
+  DType dtype;
+  const void* q;              // [rows, heads, head_dim]
+  const void* k;
+  const void* v;
+  const int32_t* cu_seqlens;  // [num_streams + 1]
+  const void* k_cache;        // [slots, window, heads, head_dim]
+  const void* v_cache;
+  const int64_t* slots;       // [num_streams]
+  const int32_t* cache_lens;  // [num_streams]
+  void* out;                  // [rows, heads, head_dim]
+  int64_t window;
+  float scale;
+  AttentionPlan plan;
+};
+
+// Element (segment, row, head, dim) lies segment, row and head strides and dim elements on.
+struct StridedHeads {
+  const void* data;
+  int64_t segment, row, head;
+};
+
+struct EncoderAttentionArgs {
+  DType dtype;
+  StridedHeads q, k, v;     // [segments, rows, heads, head_dim]
+  const int64_t* lengths;   // [segments], read if block > 0
+  void* out;                // [segments, rows, heads, head_dim]
+  int64_t rows, block;      // 0: every row sees all
+  float scale;
+  AttentionPlan plan;
+};
+
+struct PagedPrefillArgs {
+  PagedAttentionArgs batch;
+  AttentionPlan plan;  // sequences with one row have no rows there
+};
+
+struct GeluArgs {
+  DType dtype;
+  const void* x;
+  void* out;
+  int64_t size;
+  bool tanh;
+};
+
 struct AliasFreeSnakeArgs {
   DType dtype;
   const void* x;             // [num_rows, length], num_rows = batch * channels
@@ -304,6 +371,11 @@ struct DecodeInputsArgs {
   X(paged_attention, PagedAttentionArgs)         \
   X(layer_norm_modulate, LayerNormModulateArgs)  \
   X(gate_residual, GateResidualArgs)             \
+  X(flow_rope, FlowRopeArgs)                     \
+  X(flow_attention, FlowAttentionArgs)           \
+  X(encoder_attention, EncoderAttentionArgs)     \
+  X(paged_prefill, PagedPrefillArgs)             \
+  X(gelu, GeluArgs)                              \
   X(alias_free_snake, AliasFreeSnakeArgs)        \
   X(alias_free_snake_rows, SnakeRowsArgs)        \
   X(conv1d_rows, ConvRowsArgs)                   \

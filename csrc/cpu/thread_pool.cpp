@@ -136,8 +136,16 @@ constexpr bool kKeepScratch = true;
 struct Scratch {
   AlignedMemory memory;
   int64_t size = 0;
+
+  void* of(int64_t bytes) {
+    if (size < bytes || !kKeepScratch) {
+      memory = aligned_memory(bytes);
+      size = bytes;
+    }
+    return memory.get();
+  }
 };
-thread_local Scratch thread_scratch;
+thread_local Scratch thread_scratch, thread_shared_scratch;
 
 // Calls from inside it are calls from inside a job.
 void run_alone(Job job, void* context) {
@@ -149,13 +157,8 @@ void run_alone(Job job, void* context) {
 
 }  // namespace
 
-void* scratch(int64_t bytes) {
-  if (thread_scratch.size < bytes || !kKeepScratch) {
-    thread_scratch.memory = aligned_memory(bytes);
-    thread_scratch.size = bytes;
-  }
-  return thread_scratch.memory.get();
-}
+void* scratch(int64_t bytes) { return thread_scratch.of(bytes); }
+void* shared_scratch(int64_t bytes) { return thread_shared_scratch.of(bytes); }
 
 int default_num_threads() {
   if (const char* forced = std::getenv("ANTIPHON_CPU_THREADS")) {

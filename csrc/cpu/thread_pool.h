@@ -30,6 +30,9 @@ void job_barrier(int count);
 // This thread's scratch memory: at least `bytes`, 64-byte aligned, contents undefined, valid until its next call.
 void* scratch(int64_t bytes);
 
+// The same, apart from scratch(): for memory that the caller of a job shares with its threads.
+void* shared_scratch(int64_t bytes);
+
 // Internal linkage: this header is compiled for several instruction sets.
 // Rows [begin, end) of thread `index`: contiguous, multiples of `grain` except the last.
 struct Range {

@@ -12,6 +12,7 @@ from .euler_step import euler_step
 from .flow_attention import flow_attention
 from .flow_rope import flow_rope
 from .gate_residual import gate_residual
+from .gelu import gelu
 from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
 from .linear_fp8 import linear_fp8
@@ -47,6 +48,7 @@ __all__ = [
     "flow_attention",
     "flow_rope",
     "gate_residual",
+    "gelu",
     "layer_norm_modulate",
     "linear",
     "linear_fp8",

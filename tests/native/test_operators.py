@@ -81,6 +81,58 @@ def attention(lengths: list[int], heads: int, kv_heads: int, dim: int) -> Case:
     return Case(f"paged_attention-{lengths}-{heads}q{kv_heads}kv{dim}", ak.paged_attention, make)
 
 
+def prefill(rows: list[int], lengths: list[int], heads: int, kv_heads: int, dim: int) -> Case:
+    """Chunks of ``rows`` that end sequences of ``lengths``."""
+
+    def make(random):
+        _, k, v, tables, _, lens, _, scale = attention(lengths, heads, kv_heads, dim).make(random)
+        starts = torch.tensor([0, *rows]).cumsum(0).int()
+        return random(sum(rows), heads, dim), k, v, tables, starts, lens, max(rows), scale
+
+    return Case(f"paged_attention-{rows}of{lengths}-{heads}q{kv_heads}kv{dim}", ak.paged_attention, make)
+
+
+def flow(lengths: list[int], cached: list[int], heads: int, dim: int) -> Case:
+    """Streams of ``lengths`` rows with ``cached`` rows in their windows, whose other rows are NaN."""
+
+    def make(random):
+        q, k, v = (random(sum(lengths), heads, dim) for _ in range(3))
+        slots = torch.arange(len(lengths)).flip(0) + 1
+        windows = [random(len(lengths) + 1, max([*cached, 1]), heads, dim) for _ in range(2)]
+        for slot, n in zip(slots.tolist(), cached):
+            for window in windows:
+                window[slot, n:] = torch.nan
+        starts, lens = torch.tensor([0, *lengths]).cumsum(0).int(), torch.tensor(cached, dtype=torch.int32)
+        return q, k, v, starts, *windows, slots, lens, max(lengths), dim**-0.5
+
+    return Case(f"flow_attention-{lengths}over{cached}-{heads}x{dim}", ak.flow_attention, make)
+
+
+def encoder(segments: int, rows: int, heads: int, dim: int, block: int) -> Case:
+    def make(random):
+        lengths = torch.arange(segments) * 9 % rows + 1
+        return (
+            random(segments, rows, heads, dim),
+            *(random(segments, rows, heads, dim) for _ in range(2)),
+            lengths,
+            block,
+        )
+
+    return Case(f"encoder_attention-{segments}x{rows}-{heads}x{dim}-block{block}", ak.encoder_attention, make)
+
+
+def rotation(rows: int, heads: int, dim: int) -> Case:
+    def make(random):
+        angles = torch.randn(50, dim // 2)
+        return random(rows, 3 * heads * dim), torch.randint(50, (rows,)), angles.cos(), angles.sin(), heads
+
+    return Case(f"flow_rope-{rows}-{heads}x{dim}", ak.flow_rope, make)
+
+
+def activation(rows: int, hidden: int, tanh: bool) -> Case:
+    return Case(f"gelu-{rows}x{hidden}-tanh{tanh:d}", ak.gelu, lambda random: (random(rows, hidden) * 4, tanh))
+
+
 CASES = [
     norm(1, 1, 1, False),  # smallest
     norm(5, 67, 2, False),  # a prime below and across a vector; both branches
@@ -103,6 +155,12 @@ CASES = [
     attention([70, 5], 28, 4, 128),  # the real heads
     attention([40], 12, 1, 24),  # more heads than one pass takes, an odd head size
     attention([9, 31], 3, 3, 20),  # no sharing
+    rotation(1, 1, 2),
+    rotation(5, 3, 20),  # not whole vectors
+    rotation(4, 18, 128),  # the real heads
+    activation(1, 1, True),
+    activation(3, 343, True),  # two elements past two blocks of a thread
+    activation(3, 511, False),
 ]
 
 

@@ -45,7 +45,7 @@ def test_replay_equals_eager(dit, overlap):
     voice, got = speak(dit, TapeGraphs(), overlap)
     for g, w in zip(got, want):
         assert len(g) == len(w) > 0
-        np.testing.assert_allclose(g, w, atol=2e-5)
+        np.testing.assert_allclose(g, w, atol=3e-5)  # products over other numbers of rows: 1.7e-5 to 2.0e-5
     assert any(voice.vocoder._cache._built.values()), "at least one shape came twice and was captured"
     assert any(voice._passes._solves._built.values()) and any(voice._passes._fills._built.values())
 

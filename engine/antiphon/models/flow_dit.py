@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from antiphon_kernels import flow_attention, flow_rope, gate_residual, layer_norm_modulate
+from antiphon_kernels import flow_attention, flow_rope, gate_residual, gelu, layer_norm_modulate
 
 from ..config import FlowConfig
 from .dense import dense
@@ -157,7 +157,7 @@ class FlowDit:
             )  # fmt: skip
             x = gate_residual(x, self._linear(f"{name}.attn.proj", attended.flatten(1)), gate1, frames)
             hidden = self._linear(f"{name}.mlp.fc1", layer_norm_modulate(x, shift2, scale2, frames, NORM_EPS))
-            hidden = self._linear(f"{name}.mlp.fc2", F.gelu(hidden, approximate="tanh"))
+            hidden = self._linear(f"{name}.mlp.fc2", gelu(hidden, True))
             x = gate_residual(x, hidden, gate2, frames)
         if store is not None:
             window.write(layer, k, v, *store)

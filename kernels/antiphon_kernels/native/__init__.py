@@ -58,6 +58,9 @@ if available:
     from . import (  # noqa: F401
         alias_free_snake,
         conv1d,
+        encoder_attention,
+        flow_attention,
+        gelu,
         layer_norm_modulate,
         linear,
         linear_quantized,

@@ -1,4 +1,4 @@
-"""Native paged attention: sequences with one row natively, the prefill chunks of the batch one by one with PyTorch.
+"""Native paged attention: one kernel for the sequences with one row, another for the prefill chunks of the batch.
 
 So a decoding sequence's row is computed in the same way whatever else is in the batch.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .. import _native
-from ..paged_attention import attend, gather_pages, paged_attention
+from ..paged_attention import paged_attention
 from .arguments import DTYPES, are, fits
 
 
@@ -38,16 +38,4 @@ def native_paged_attention(
         *(tables.shape[0], tables.stride(0), page_size, q.shape[1], num_kv_heads, head_dim),
         scale,
     )
-    if max_seqlen_q > 1:
-        _attend_chunks(q, k_cache, v_cache, tables, starts.tolist(), lengths.tolist(), scale, out)
     return out
-
-
-def _attend_chunks(q, k_cache, v_cache, tables, starts: list[int], lengths: list[int], scale: float, out) -> None:
-    """The sequences with more than one row."""
-    for s, length in enumerate(lengths):
-        if starts[s + 1] - starts[s] > 1:
-            rows = slice(starts[s], starts[s + 1])
-            pages = tables[s, : -(-length // k_cache.shape[1])].long()
-            k, v = gather_pages(k_cache, pages, length), gather_pages(v_cache, pages, length)
-            out[rows] = attend(q[rows], k, v, scale)
