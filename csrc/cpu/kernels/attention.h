@@ -216,7 +216,8 @@ inline void attend_all(const AttentionPlan& plan, int count, const F& problem) {
     const int64_t blocks = plan.first_block[s + 1] - plan.first_block[s];
     const int64_t begin = (chunks - 1 - (unit - first) % chunks) * kUnitRows;
     const auto p = problem(s, h);
-    attend(p, packed + (plan.first_block[s] * heads + h * blocks) * stride, stride, begin, min64(begin + kUnitRows, p.rows));
+    const Stored* keys = packed + (plan.first_block[s] * heads + h * blocks) * stride;
+    attend(p, keys, stride, begin, min64(begin + kUnitRows, p.rows));
   });
   Block::close();
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from antiphon_kernels.encoder_attention import encoder_attention
+from antiphon_kernels import encoder_attention, gelu
 
 from .dense import dense
 
@@ -44,4 +44,4 @@ class EncoderLayer:
         qkv = dense(self.attn_norm(x), *self.qkv)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         x = x + dense(encoder_attention(q, k, v, lengths, block).flatten(2), *self.out)
-        return x + dense(F.gelu(dense(self.mlp_norm(x), *self.fc1)), *self.fc2)
+        return x + dense(gelu(dense(self.mlp_norm(x), *self.fc1), False), *self.fc2)
