@@ -23,6 +23,8 @@ SHAPES = [  # rows, out, in, split
     (9, 64, 256, 0),  # second branch alone, second group of rows
     (16, 31, 2048, 16),  # the most rows; long sums
     (3, 150, 1024, 3),  # W walked in runs of rows a page long, and the rows that are left
+    (6, 100, 128, 6),  # panels of one group each, the last one not whole
+    (13, 65, 640, 0),  # rows of x and of weights that fill no second tile, groups of odd number
 ]
 
 
@@ -89,6 +91,19 @@ class TestNative:
         for rows in (2, 3, 7, 8, 9, 16):
             for threads in (1, 2, 3):
                 out = with_threads(threads, lambda rows=rows: native(scheme, x[:rows], *rest, rows))
+                assert torch.equal(out, alone[:rows]), (rows, threads)
+
+    @pytest.mark.parametrize("shape", [(100, 128), (31, 384), (256, 640), (1, 1536)], ids=str)
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_whole_and_partial_panels_give_a_row_the_same_result(self, scheme, shape, isa, with_threads):
+        n, k = shape
+        x, weight, scale, _, _ = build(scheme, 16, n, k, 16, torch.float32)
+        alone = torch.cat(
+            [with_threads(1, lambda t=t: native(scheme, x[t : t + 1], weight, scale, None, 1)) for t in range(16)]
+        )
+        for rows in (4, 5, 8, 9, 15, 16):
+            for threads in (1, 2, 3):
+                out = with_threads(threads, lambda rows=rows: native(scheme, x[:rows], weight, scale, None, rows))
                 assert torch.equal(out, alone[:rows]), (rows, threads)
 
     def test_int8_is_the_same_on_every_instruction_set(self, isa):

@@ -17,7 +17,7 @@ namespace antiphon::ANTIPHON_ISA {
 namespace {
 
 #if defined(__AMX_INT8__)
-constexpr int64_t kTileRowsFrom = 5;  // rows of x; for fewer, unpacking to tiles costs more than the products save
+constexpr int64_t kTileRowsFrom = 3;  // rows of x; for fewer, unpacking to tiles costs more than the products save
 #endif
 
 template <class T>

@@ -1,8 +1,9 @@
 // int4 skinny linear on AMX tiles; included by linear_int4.cpp where the instruction set has them.
 //
-// Groups of 128 columns of 32 rows of W are unpacked to int8 tiles in the first-level cache and meet both planes of up to
-// 8 rows of x. Each group's integers, less 8 times the sums of x for the weights' offset, are scaled and added in
-// float32, as in linear_int4_vnni.h.
+// 32 rows of W meet both planes of 8 rows of x, a group of 128 columns a step. A step is four stages that work on
+// groups one apart, their instructions mixed, so that no stage waits for another's stores or products:
+//     unpack group s + 1 | multiply group s | store the products of group s - 1 | scale and add those of group s - 2.
+// The same exact integers are scaled and added in float32 in the same order as in linear_int4_vnni.h.
 #pragma once
 
 #include "linear_int4_vnni.h"
@@ -10,151 +11,213 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int64_t kInt4Chunk = 2;         // groups unpacked while the chunk before is multiplied: no stage reads fresh stores
-constexpr int64_t kInt4TileBytes = 4096;  // of a group of 32 rows, unpacked
+constexpr int64_t kInt4Lanes = 2 * kTileRows;                   // rows of W side by side: a panel
+constexpr int64_t kInt4Unpacked = 2 * kInt4Lanes * kTileBytes;  // bytes of a group of them as tiles
+constexpr int64_t kInt4Apart = 320;     // bytes between buffers whose addresses must not be equal in the low 12 bits
+constexpr float kInt4Unit = 1.0f / 16;  // of the unpacked weights, which keep their place in the upper half of a byte
 
-// offsets[groups][8]: 8 times the sum of each row of x over the group.
-inline void int4_offsets(const int8_t* planes, int64_t k, int32_t* offsets) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  for (int64_t g = 0; g < k / kInt4Group; ++g) {
-    __m512i sums = _mm512_setzero_si512();
-    for (int64_t i = 0; i < kInt4Group / 4; ++i)
-      sums = _mm512_dpbusd_epi32(sums, ones, _mm512_load_si512(planes + (g * kInt4Group / 4 + i) * 64));
-    const __m256i high = _mm512_castsi512_si256(sums), low = _mm512_extracti64x4_epi64(sums, 1);
-    const __m256i total = _mm256_slli_epi32(_mm256_add_epi32(_mm256_slli_epi32(high, 8), low), 3);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(offsets + g * kPlaneRows), total);
-  }
-}
-
-// 64 bytes each of 16 rows: low halves to tiles[0, 1024), high halves to tiles[1024, 2048).
-inline void unpack_int4(const uint8_t* w, int64_t stride, uint8_t* tiles) {
-  const __m512i mask = _mm512_set1_epi8(15);
-  for (int64_t r = 0; r < kTileRows; ++r) {
-    const __m512i raw = _mm512_loadu_si512(w + r * stride);
-    _mm512_store_si512(tiles + r * 64, _mm512_and_si512(raw, mask));
-    _mm512_store_si512(tiles + 1024 + r * 64, _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask));
-  }
-}
-
-// products[2][16][16] of an unpacked group of two blocks of W and its columns of x.
-inline void int4_products(const uint8_t* tiles, const int8_t* x, int32_t* products) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_loadd(6, x, 64);
-  _tile_loadd(7, x + 1024, 64);
-  _tile_loadd(4, tiles, 64);
-  _tile_dpbusd(0, 4, 6);
-  _tile_loadd(5, tiles + 2048, 64);
-  _tile_dpbusd(1, 5, 6);
-  _tile_loadd(2, tiles + 1024, 64);
-  _tile_dpbusd(0, 2, 7);
-  _tile_loadd(3, tiles + 3072, 64);
-  _tile_dpbusd(1, 3, 7);
-  _tile_stored(0, products, 64);
-  _tile_stored(1, products + 256, 64);
-}
-
-// sums[32][8] += (256 high + low - offset) * scale of the row, two rows at a time.
-inline void int4_scale(const int32_t* products, const int32_t* offsets, const vf (&factor)[2], float* sums) {
-  alignas(64) float factors[2 * kTileRows];
-  store(factors, factor[0]);
-  store(factors + 16, factor[1]);
-  const __m256i half = _mm256_load_si256(reinterpret_cast<const __m256i*>(offsets));
-  const __m512i offset = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
-  for (int64_t r = 0; r < 2 * kTileRows; r += 2) {
-    const __m512i even = _mm512_load_si512(products + 16 * r), odd = _mm512_load_si512(products + 16 * r + 16);
-    const __m512i high = _mm512_shuffle_i32x4(even, odd, 0x44), low = _mm512_shuffle_i32x4(even, odd, 0xee);
-    const __m512i exact = _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low), offset);
-    const vf pair = _mm512_insertf32x8(set1(factors[r]), _mm256_set1_ps(factors[r + 1]), 1);
-    store(sums + 8 * r, fmadd(_mm512_cvtepi32_ps(exact), pair, load(sums + 8 * r)));
-  }
-}
-
-// The runs of W that a call works on: 32 lanes, of which the first `rows` count.
-struct Int4Runs {
-  const uint8_t* first;
-  int64_t run, k, rows;
+// What one step works on. w, ahead: the group to unpack and what to fetch from memory meanwhile; tiles, x: the group to
+// multiply; stored, products: where those of the last step go and those of the step before are, [4][8 rows][16].
+struct Int4Step {
+  const uint8_t *w, *ahead;
+  int64_t stride;
+  uint8_t* unpacked;
+  const uint8_t* tiles;
+  const int8_t* x;
+  int32_t* stored;
+  const int32_t* products;
+  vf factors[2];
 };
 
-// Groups [begin, end) of row `pass` of the runs to tiles.
-inline void unpack_groups(const Int4Runs& w, int64_t pass, int64_t begin, int64_t end,
-                          uint8_t (*tiles)[kInt4TileBytes]) {
-  const int64_t stride = w.run * w.k / 2;
-  for (int64_t g = begin; g < end; ++g, ++tiles) {
-    const int64_t at = pass * w.k / 2 + g * kTileBytes;
-    prefetch_runs<2 * kTileRows, 256>(w.first, stride, at);
-    unpack_int4(w.first + at, stride, *tiles);
-    unpack_int4(w.first + at + kTileRows * stride, stride, *tiles + kInt4TileBytes / 2);
-  }
-}
-
-// Row `pass` of the runs against 8 rows of x: sums[32][8]. scale is that of the pass's first row.
-inline void int4_tile_pass(const Int4Runs& w, int64_t pass, const bf16* scale, int64_t n, const int8_t* planes,
-                           const int32_t* offsets, float* sums) {
-  alignas(64) uint8_t tiles[2][kInt4Chunk][kInt4TileBytes];
-  alignas(64) int32_t products[kInt4Chunk][512];
-  const int64_t groups = w.k / kInt4Group;
-  const auto unpack = [&](int64_t g) {
-    unpack_groups(w, pass, g, min64(g + kInt4Chunk, groups), tiles[g / kInt4Chunk % 2]);
+// 64 bytes each of four rows: low halves to tiles[0, 256), high halves to tiles[1024, 1280).
+inline void unpack_four(const uint8_t* w, int64_t stride, const uint8_t* ahead, uint8_t* tiles) {
+  const __m512i mask = _mm512_set1_epi8(-16), sign = _mm512_set1_epi8(-128);
+  const auto signed_upper = [&](__m512i v) {
+    return _mm512_ternarylogic_epi32(v, mask, sign, 0x6a);  // (v & mask) ^ sign
   };
-  std::memset(sums, 0, 2 * kTileRows * kPlaneRows * sizeof(float));
-  unpack(0);
-  for (int64_t begin = 0; begin < groups; begin += kInt4Chunk) {
-    if (begin + kInt4Chunk < groups) unpack(begin + kInt4Chunk);
-    const int64_t count = min64(kInt4Chunk, groups - begin);
-    for (int64_t c = 0; c < count; ++c)
-      int4_products(tiles[begin / kInt4Chunk % 2][c], planes + (begin + c) * kInt4Group * 16, products[c]);
-    for (int64_t c = 0; c < count; ++c) {
-      const int64_t g = begin + c;
-      const vf factors[2] = {int4_factors(scale, n, g, w.run, min64(w.rows, 16)),
-                             int4_factors(scale + 16 * w.run, n, g, w.run, max64(w.rows - 16, 0))};
-      int4_scale(products[c], offsets + g * kPlaneRows, factors, sums);
-    }
+  for (int64_t r = 0; r < 4; ++r) {
+    const __m512i raw = _mm512_loadu_si512(w + r * stride);
+    _mm_prefetch(ahead + 64 * r, _MM_HINT_T1);
+    _mm512_store_si512(tiles + 64 * r, signed_upper(_mm512_slli_epi16(raw, 4)));
+    _mm512_store_si512(tiles + 64 * r + 1024, signed_upper(raw));
   }
 }
 
-// Column t of sums[32][8].
-inline vf int4_column(const float* sums, int64_t t) {
-  const __m512i lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
-  return _mm512_i32gather_ps(lanes, sums + t, 4);
+// sums[r] += rows r | r + 4 of products[8][16]: (256 high + low) * the row's factor. factors: 0..3 twice, 4..7 twice.
+inline void int4_scale(const int32_t* products, vf factors, vf (&sums)[4]) {
+  const auto add_pair = [&](int r, vf factor) {
+    const vf a = _mm512_cvtepi32_ps(_mm512_load_si512(products + 16 * r));
+    const vf b = _mm512_cvtepi32_ps(_mm512_load_si512(products + 16 * (r + 4)));
+    const vf exact = fmadd(_mm512_shuffle_f32x4(a, b, 0x44), set1(256.0f), _mm512_shuffle_f32x4(a, b, 0xee));
+    sums[r] = fmadd(exact, factor, sums[r]);  // rounded once before, as the integer would be
+  };
+  add_pair(0, _mm512_permute_ps(factors, 0x00));
+  add_pair(1, _mm512_permute_ps(factors, 0x55));
+  add_pair(2, _mm512_permute_ps(factors, 0xaa));
+  add_pair(3, _mm512_permute_ps(factors, 0xff));
+}
+
+// A quarter of a step's unpacking and scaling: 8 rows.
+template <int Q>
+inline void int4_vector_quarter(const Int4Step& s, vf (&sums)[4][4]) {
+  uint8_t* tiles = s.unpacked + Q / 2 * 2048 + Q % 2 * 512;
+  unpack_four(s.w + 8 * Q * s.stride, s.stride, s.ahead + 512 * Q, tiles);
+  unpack_four(s.w + (8 * Q + 4) * s.stride, s.stride, s.ahead + 512 * Q + 256, tiles + 256);
+  const vf f = s.factors[Q / 2];
+  int4_scale(s.products + 128 * Q, _mm512_shuffle_f32x4(f, f, Q % 2 == 0 ? 0x50 : 0xfa), sums[Q]);
+}
+
+// A quarter of a step's products: 64 columns of 16 rows. Steps take turns with the tiles of sums; tile numbers are
+// literals.
+template <int kTurn, int Q>
+inline void int4_tile_quarter(const Int4Step& s) {
+  constexpr int kCase = 4 * kTurn + Q;
+  const uint8_t* w = s.tiles + Q % 2 * 2048 + Q / 2 * 1024;
+  if constexpr (Q == 0) _tile_loadd(6, s.x, 64);
+  if constexpr (Q == 2) _tile_loadd(7, s.x + 1024, 64);
+  if constexpr (Q % 2 == 0) _tile_loadd(4, w, 64);
+  else _tile_loadd(5, w, 64);
+  if constexpr (kCase == 0) { _tile_zero(0); _tile_dpbssd(0, 4, 6); }
+  if constexpr (kCase == 1) { _tile_zero(1); _tile_dpbssd(1, 5, 6); _tile_stored(2, s.stored, 64); }
+  if constexpr (kCase == 2) { _tile_dpbssd(0, 4, 7); _tile_stored(3, s.stored + 256, 64); }
+  if constexpr (kCase == 3) _tile_dpbssd(1, 5, 7);
+  if constexpr (kCase == 4) { _tile_zero(2); _tile_dpbssd(2, 4, 6); }
+  if constexpr (kCase == 5) { _tile_zero(3); _tile_dpbssd(3, 5, 6); _tile_stored(0, s.stored, 64); }
+  if constexpr (kCase == 6) { _tile_dpbssd(2, 4, 7); _tile_stored(1, s.stored + 256, 64); }
+  if constexpr (kCase == 7) _tile_dpbssd(3, 5, 7);
+}
+
+template <int kTurn>
+inline void int4_step(const Int4Step& s, vf (&sums)[4][4]) {
+  int4_tile_quarter<kTurn, 0>(s);
+  int4_vector_quarter<0>(s, sums);
+  int4_tile_quarter<kTurn, 1>(s);
+  int4_vector_quarter<1>(s, sums);
+  int4_tile_quarter<kTurn, 2>(s);
+  int4_vector_quarter<2>(s, sums);
+  int4_tile_quarter<kTurn, 3>(s);
+  int4_vector_quarter<3>(s, sums);
+}
+
+// out[t]: lane t of 16 rows; v[i] holds 8 lanes each of rows i | i + 4 for i < 4 and of i + 4 | i + 8 for the others.
+inline void transpose_sums(const vf* v, vf (&out)[kPlaneRows]) {
+  vf a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+      b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+    }
+  for (int i = 0; i < 4; ++i) {
+    out[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+    out[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+  }
+}
+
+template <class T>
+struct Int4Tiles {
+  const uint8_t *w, *tail;  // [n, k / 2]; the last panel, zero-padded, where it is not whole
+  const bf16* scale;        // [k / 128, n]
+  const T* bias;
+  T* out;
+  const float* steps;       // [num_rows]
+  int64_t n, num_rows, groups, begin, end;
+
+  const uint8_t* panel(int64_t row) const { return end - row >= kInt4Lanes ? w + row * groups * kInt4Bytes : tail; }
+
+  void load_factors(int64_t group, int64_t row, vf (&factors)[2]) const {
+    const bf16* p = scale + group * n + row;
+    factors[0] = load_upto(p, min64(kTileRows, end - row));
+    factors[1] = load_upto(p + kTileRows, max64(0, min64(kTileRows, end - row - kTileRows)));
+  }
+
+  // Results of a panel from `row` on for 8 rows of x from `first` on; clears the sums.
+  void finish(int64_t row, int64_t first, vf (&sums)[4][4]) const {
+    for (int64_t b = 0; b < 2 && row < end; ++b, row += kTileRows) {
+      const int64_t rows = min64(kTileRows, end - row);
+      const vf shift = bias ? load_upto(bias + row, rows) : set1(0.0f);
+      vf columns[kPlaneRows];
+      transpose_sums(sums[2 * b], columns);
+      for (int64_t t = 0; t < min64(kPlaneRows, num_rows - first); ++t) {
+        const vf y = add(mul(columns[t], set1(steps[first + t] * kInt4Unit)), shift);
+        store_upto(out + (first + t) * n + row, y, rows);
+      }
+    }
+    for (auto& quarter : sums)
+      for (vf& sum : quarter) sum = set1(0.0f);
+  }
+};
+
+// Where a stage is: a group of columns, 8 rows of x, a panel of W.
+struct Int4Place {
+  int64_t group, first, row;
+  // To the next; true where the panel's sums for these rows of x are complete.
+  bool advance(int64_t groups, int64_t num_rows) {
+    if (++group < groups) return false;
+    group = 0;
+    if ((first += kPlaneRows) >= num_rows) {
+      first = 0;
+      row += kInt4Lanes;
+    }
+    return true;
+  }
+};
+
+// planes: [rows of x / 8][groups][2][1024]. buffers: 2 * (kInt4Unpacked + kInt4Apart) + 4096 bytes.
+template <class T>
+inline void int4_panels(const Int4Tiles<T>& p, const int8_t* planes, char* buffers) {
+  const int64_t x_groups = (p.num_rows + kPlaneRows - 1) / kPlaneRows * p.groups;
+  const int64_t steps = (p.end - p.begin + kInt4Lanes - 1) / kInt4Lanes * x_groups, row_bytes = p.groups * kInt4Bytes;
+  auto* unpacked = reinterpret_cast<uint8_t*>(buffers);
+  auto* products = reinterpret_cast<int32_t*>(buffers + 2 * (kInt4Unpacked + kInt4Apart));
+  Int4Place unpack{0, 0, p.begin}, scale{0, 0, p.begin};
+  Int4Step s{};
+  s.stride = row_bytes;
+  vf sums[4][4];
+  std::memset(products, 0, 4096);
+  p.finish(p.end, 0, sums);
+  for (int64_t i = -1, multiplied = 0; i < steps + 2; ++i) {
+    const int64_t turn = i & 1;
+    if (i + 1 < steps) {
+      s.w = p.panel(unpack.row) + unpack.group * kInt4Bytes;
+      s.ahead = p.w + (unpack.row + kInt4Lanes) * row_bytes + unpack.group * kInt4Lanes * kInt4Bytes;
+      unpack.advance(p.groups, p.num_rows);
+    }
+    s.unpacked = unpacked + (1 - turn) * (kInt4Unpacked + kInt4Apart);
+    s.tiles = unpacked + turn * (kInt4Unpacked + kInt4Apart);
+    s.x = planes + multiplied * kInt4Group * 16;
+    if (i >= 0 && ++multiplied == x_groups) multiplied = 0;
+    s.stored = products + (1 - turn) * 512;
+    s.products = products + turn * 512;
+    if (i >= 2) p.load_factors(scale.group, scale.row, s.factors);
+    turn ? int4_step<1>(s, sums) : int4_step<0>(s, sums);
+    const int64_t row = scale.row, first = scale.first;
+    if (i >= 2 && scale.advance(p.groups, p.num_rows)) p.finish(row, first, sums);
+  }
 }
 
 template <class T>
 inline void tile_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale,
                              const T* bias, T* out, int64_t n, int64_t k, int64_t begin, int64_t end) {
-  const int64_t groups = (num_rows + kPlaneRows - 1) / kPlaneRows, offset_count = k / kInt4Group * kPlaneRows;
-  const int64_t tail_bytes = kTileRows * k;  // the last rows of W, zero-padded to two blocks
-  auto* planes = static_cast<int8_t*>(scratch(groups * (k * 16 + offset_count * 4) + tail_bytes));
-  auto* tail = reinterpret_cast<uint8_t*>(planes + groups * k * 16);
-  auto* offsets = reinterpret_cast<int32_t*>(tail + tail_bytes);
+  if (begin >= end) return;
+  const int64_t x_groups = (num_rows + kPlaneRows - 1) / kPlaneRows, tail_bytes = kInt4Lanes * k / 2;
+  constexpr int64_t kBuffers = 2 * (kInt4Unpacked + kInt4Apart) + 4096;
+  auto* planes = static_cast<int8_t*>(scratch(x_groups * k * 16 + tail_bytes + kBuffers));
+  auto* tail = reinterpret_cast<uint8_t*>(planes + x_groups * k * 16);
   float steps[kMaxSkinnyRows];
-  for (int64_t g = 0; g < groups; ++g) {
+  for (int64_t g = 0; g < x_groups; ++g)
     plane_tiles(x + g * kPlaneRows * x_stride, x_stride, min64(kPlaneRows, num_rows - g * kPlaneRows), k,
                 planes + g * k * 16, steps + g * kPlaneRows);
-    int4_offsets(planes + g * k * 16, k, offsets + g * offset_count);
+  if (const int64_t rows = (end - begin) % kInt4Lanes; rows > 0) {
+    std::memset(tail, 0, tail_bytes);
+    std::memcpy(tail, w + (end - rows) * k / 2, rows * k / 2);
   }
   configure_tiles(16);
-  alignas(64) float sums[2 * kTileRows * kPlaneRows];
-  for (int64_t row = begin; row < end;) {
-    const int64_t lanes = 2 * kTileRows, rows = min64(lanes, end - row);
-    Int4Runs runs{w + row * k / 2, rows_per_run(k / 2, lanes, end - row), k, rows};
-    if (rows < lanes) {
-      std::memset(tail, 0, tail_bytes);
-      std::memcpy(tail, runs.first, rows * k / 2);
-      runs.first = tail;
-    }
-    for (int64_t pass = 0; pass < runs.run; ++pass, ++row)
-      for (int64_t t = 0; t < num_rows; ++t) {
-        const int64_t g = t / kPlaneRows;
-        if (t % kPlaneRows == 0)
-          int4_tile_pass(runs, pass, scale + row, n, planes + g * k * 16, offsets + g * offset_count, sums);
-        for (int64_t r = 0; r < rows; r += kTileRows)
-          int4_store(int4_column(sums + r * kPlaneRows, t % kPlaneRows), steps[t],
-                     bias ? bias + row + r * runs.run : nullptr, runs.run, min64(kTileRows, rows - r),
-                     out + t * n + row + r * runs.run);
-      }
-    row += (lanes - 1) * runs.run;
-  }
+  const Int4Tiles<T> problem{w, tail, scale, bias, out, steps, n, num_rows, k / kInt4Group, begin, end};
+  int4_panels(problem, planes, reinterpret_cast<char*>(tail + tail_bytes));
   _tile_release();
 }
 

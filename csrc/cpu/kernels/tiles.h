@@ -23,6 +23,7 @@ inline void configure_tiles(int64_t columns) {
     config.rows[tile] = 16;
     config.bytes_per_row[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? kTileBytes : 4 * columns);
   }
+  asm volatile("" : : "m"(config));  // the intrinsic names 8 bytes of it, the compiler may drop the others
   _tile_loadconfig(&config);
 }
 
