@@ -40,7 +40,7 @@ void linear_wide(const LinearWideArgs& a, int, int) {
   const WideProblem problems[] = {branch(a, 0), branch(a, 1)};
   const int64_t per_branch = (a.n + kPanelRows - 1) / kPanelRows;
   const int64_t begin = a.split > 0 ? 0 : per_branch, end = a.split < a.num_rows ? 2 * per_branch : per_branch;
-  const WideMemory memory(max64(a.split, a.num_rows - a.split));
+  const WideMemory memory(max64(a.split, a.num_rows - a.split), a.k);
   configure_tiles(16);
   for (int64_t unit; (unit = begin + a.next->fetch_add(1, std::memory_order_relaxed)) < end;) {
     const int64_t n = unit % per_branch * kPanelRows;

@@ -1,9 +1,10 @@
 // Wide bfloat16 linear on AMX tiles; included by linear_wide.cpp where the instruction set has them.
 //
-// 32 rows of W meet 32 rows of x in four accumulator tiles. The tiles of W come straight from its row-major memory, and
-// every output is the same sum in the same order as in linear_amx.h, so a row has the same result in a prompt and in a
-// decode step. k is walked in chunks: of each, a panel of rows of W meets all of x, whose pairs of blocks fit the
-// first-level cache; the sums wait in memory meanwhile.
+// 32 rows of W meet 32 rows of x in four accumulator tiles. A panel of rows of W is copied to tiles first, for all rows of x:
+// tiles of 1 KiB load several times faster than 16 rows of W, which lie pages apart and often in the same few sets of the
+// first-level cache, and walking 32 rows side by side is what the prefetcher follows. Every output is the same sum in
+// the same order as in linear_amx.h, so a row has the same result in a prompt and in a decode step. Within a panel, k is
+// walked in chunks; of each, a pair of blocks of x stays in the first-level cache. The sums wait in memory meanwhile.
 #pragma once
 
 #include "tiles.h"
@@ -13,8 +14,9 @@ namespace antiphon::ANTIPHON_ISA {
 constexpr int64_t kDepth = 32;                        // columns of a tile
 constexpr int64_t kTileElements = kTileRows * kDepth;
 constexpr int64_t kWideRows = 2 * kTileRows;          // of W that meet a pair of blocks of x in four accumulators
-constexpr int64_t kGroups = 4;                        // of so many rows in a panel
+constexpr int64_t kGroups = 2;                        // of so many rows in a panel
 constexpr int64_t kPanelRows = kGroups * kWideRows;
+constexpr int64_t kPanelDepths = 96;                  // copied at once, 384 KiB of the second-level cache
 constexpr int64_t kChunkDepths = 16;
 
 inline int64_t wide_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -38,30 +40,30 @@ struct WideProblem {
   int64_t num_rows, n, k;
 };
 
-// A chunk of 32 rows of W: depth i begins i * step elements on, the second 16 rows `block` elements on, rows are `stride`
-// bytes apart.
-struct WideRows {
-  const bf16* first;
-  int64_t step, block, stride;
-};
-
 // sums[x block][W block][16][16] += 32 rows of W times one or two blocks of x, over `depths` of k.
 template <int kBlocks>
-inline void wide_tiles(const WideRows& w, const bf16* x, int64_t k, int64_t depths, float* sums) {
-  _tile_loadd(0, sums, 64);
-  _tile_loadd(1, sums + 256, 64);
-  if constexpr (kBlocks == 2) {
-    _tile_loadd(2, sums + 2 * 256, 64);
-    _tile_loadd(3, sums + 3 * 256, 64);
+inline void wide_tiles(const bf16* w, const bf16* x, int64_t k, int64_t depths, bool first, float* sums) {
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + 256, 64);
+    if constexpr (kBlocks == 2) {
+      _tile_loadd(2, sums + 2 * 256, 64);
+      _tile_loadd(3, sums + 3 * 256, 64);
+    }
   }
-  for (int64_t i = 0; i < depths; ++i) {
-    _tile_loadd(4, w.first + i * w.step, w.stride);
-    _tile_loadd(5, w.first + i * w.step + w.block, w.stride);
-    _tile_loadd(6, x + i * kTileElements, 64);
+  for (int64_t i = 0; i < depths; ++i, w += 2 * kTileElements, x += kTileElements) {
+    _tile_loadd(4, w, 64);
+    _tile_loadd(6, x, 64);
     _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, w + kTileElements, 64);
     _tile_dpbf16ps(1, 5, 6);
     if constexpr (kBlocks == 2) {
-      _tile_loadd(7, x + i * kTileElements + kTileRows * k, 64);
+      _tile_loadd(7, x + kTileRows * k, 64);
       _tile_dpbf16ps(2, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -84,55 +86,42 @@ inline void store_block(const float* sums, const bf16* bias, int64_t rows, int64
     store_upto(out + t * out_stride, add(_mm512_castsi512_ps(v[t]), shift), columns);
 }
 
-// The calling thread's memory: sums of a panel, [group][blocks of x][2][16][16], and a chunk of its last rows.
+// The calling thread's memory: sums of a panel, [group][blocks of x][2][16][16], and its tiles of W, [group][depth][2][16][32].
 struct WideMemory {
-  int64_t group_sums;
+  int64_t group_sums, group_tiles;
   float* sums;
-  bf16* rows;
-  explicit WideMemory(int64_t num_rows) : group_sums(wide_blocks(num_rows) * 2 * 256) {
-    sums = static_cast<float*>(scratch(kGroups * group_sums * 4 + kWideRows * kChunkDepths * kDepth * 2));
-    rows = reinterpret_cast<bf16*>(sums + kGroups * group_sums);
+  bf16* tiles;
+  WideMemory(int64_t num_rows, int64_t k)
+      : group_sums(wide_blocks(num_rows) * 2 * 256), group_tiles(min64(k / kDepth, kPanelDepths) * 2 * kTileElements) {
+    sums = static_cast<float*>(scratch(kGroups * (group_sums * 4 + group_tiles * 2)));
+    tiles = reinterpret_cast<bf16*>(sums + kGroups * group_sums);
   }
 };
 
-// Depths [begin, end) of the panel's rows of W: as they lie in memory, the last ones copied where they are not 32.
-inline void panel_rows(const WideProblem& p, int64_t n, int64_t columns, int64_t begin, int64_t end, bf16* memory,
-                       WideRows* groups) {
-  for (int64_t r = 0; r < columns; r += kWideRows, ++groups) {
-    const bf16* w = p.w + (n + r) * p.k + begin * kDepth;
-    *groups = {w, kDepth, kTileRows * p.k, 2 * p.k};
-    if (columns - r >= kWideRows) continue;
-    std::memset(memory, 0, kWideRows * (end - begin) * kDepth * sizeof(bf16));
-    for (int64_t row = 0; row < columns - r; ++row)
-      std::memcpy(memory + row * (end - begin) * kDepth, w + row * p.k, (end - begin) * kDepth * sizeof(bf16));
-    *groups = {memory, kDepth, kTileRows * (end - begin) * kDepth, 2 * (end - begin) * kDepth};
-  }
-}
-
-// Fetches a share of the panel's next chunk of W to the second-level cache while this one is multiplied.
-inline void fetch_chunk(const WideProblem& p, int64_t n, int64_t columns, int64_t depth, int64_t share, int64_t shares) {
-  if (depth * kDepth >= p.k) return;
-  for (int64_t r = share * columns / shares; r < (share + 1) * columns / shares; ++r) {
-    const char* row = reinterpret_cast<const char*>(p.w + (n + r) * p.k + depth * kDepth);
-    for (int64_t i = 0; i < kChunkDepths; ++i) _mm_prefetch(row + i * kTileBytes, _MM_HINT_T1);
-  }
+// Columns [begin, end) of up to 32 rows of W as tiles [k / 32][2][16][32], zero past `rows`.
+inline void copy_group(const bf16* w, int64_t k, int64_t rows, int64_t begin, int64_t end, bf16* out) {
+  if (rows < kWideRows) std::memset(out, 0, (end - begin) * kWideRows * sizeof(bf16));
+  for (int64_t i = begin; i < end; i += kDepth, out += 2 * kTileElements)
+    for (int64_t r = 0; r < rows; ++r) _mm512_store_si512(out + r * kDepth, _mm512_loadu_si512(w + r * k + i));
 }
 
 // Columns [n, n + columns) of the result, columns <= kPanelRows, for all rows of x.
 inline void wide_panel(const WideProblem& p, int64_t n, int64_t columns, const WideMemory& memory) {
-  const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth, shares = (blocks + 1) / 2;
-  const int64_t groups = (columns + kWideRows - 1) / kWideRows;
-  std::memset(memory.sums, 0, groups * memory.group_sums * sizeof(float));
-  for (int64_t begin = 0; begin < depths; begin += kChunkDepths) {
-    const int64_t end = min64(begin + kChunkDepths, depths);
-    WideRows rows[kGroups];
-    panel_rows(p, n, columns, begin, end, memory.rows, rows);
-    for (int64_t b = 0; b < blocks; b += 2) {
-      const bf16* x = p.x + b * kTileRows * p.k + begin * kTileElements;
-      const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
-      fetch_chunk(p, n, columns, end, b / 2, shares);
-      for (int64_t g = 0; g < groups; ++g)
-        run(rows[g], x, p.k, end - begin, memory.sums + g * memory.group_sums + b * 2 * 256);
+  const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth, groups = (columns + kWideRows - 1) / kWideRows;
+  for (int64_t first = 0; first < depths; first += kPanelDepths) {
+    const int64_t last = min64(first + kPanelDepths, depths);
+    for (int64_t g = 0; g < groups; ++g)
+      copy_group(p.w + (n + g * kWideRows) * p.k, p.k, min64(kWideRows, columns - g * kWideRows), first * kDepth,
+                 last * kDepth, memory.tiles + g * memory.group_tiles);
+    for (int64_t begin = first; begin < last; begin += kChunkDepths) {
+      const int64_t count = min64(kChunkDepths, last - begin);
+      for (int64_t b = 0; b < blocks; b += 2) {
+        const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
+        for (int64_t g = 0; g < groups; ++g)
+          run(memory.tiles + g * memory.group_tiles + (begin - first) * 2 * kTileElements,
+              p.x + b * kTileRows * p.k + begin * kTileElements, p.k, count, begin == 0,
+              memory.sums + g * memory.group_sums + b * 2 * 256);
+      }
     }
   }
   for (int64_t half = 0; half * kTileRows < columns; ++half)
