@@ -53,6 +53,20 @@ void linear_wide(Address x, int64_t x_stride, Address weight, Address bias, Addr
   launch(kernels().linear_wide, args);
 }
 
+void linear_fixed_weight(Address weight, Address tiles, Address scales, int64_t n, int64_t k) {
+  launch(kernels().linear_fixed_weight,
+         LinearFixedWeightArgs{at<float>(weight), at<int8_t>(tiles), at<float>(scales), n, k});
+}
+
+void linear_fixed(Address x, int64_t x_stride, Address tiles, Address scales, Address bias, Address out, Address x_tiles,
+                  Address x_scales, int64_t num_rows, int64_t n, int64_t k) {
+  std::atomic<int64_t> next{0};
+  const LinearFixedArgs args{at<float>(x), x_stride, at<int8_t>(tiles), at<float>(scales), at<float>(bias),
+                             at<float>(out), at<int8_t>(x_tiles), at<float>(x_scales), &next, num_rows, n, k};
+  launch(kernels().linear_fixed_pack, args);
+  launch(kernels().linear_fixed, args);
+}
+
 void linear_int8(int dtype, Address x, int64_t x_stride, Address weight, Address scale, Address bias, Address out,
                  int64_t num_rows, int64_t split, int64_t n, int64_t k) {
   launch(kernels().linear_int8, LinearInt8Args{static_cast<DType>(dtype), at(x), x_stride, at<int8_t>(weight),
@@ -322,6 +336,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_num_threads", &set_num_threads, py::arg("count"));
   m.def("read_probe", &read_probe, "Sum of the 8-byte words of a buffer (data, bytes), read once by all threads.");
   m.def("linear", &linear);
+  m.def("linear_fixed_weight", &linear_fixed_weight);
+  m.def("linear_fixed", &linear_fixed);
+  m.def("linear_fixed_bytes", &linear_fixed_bytes, "Bytes of the digits of rows of x.");
+  m.def("linear_fixed_weight_bytes", &linear_fixed_weight_bytes, "Bytes of the digits of a matrix.");
   m.def("linear_wide", &linear_wide);
   m.def("linear_wide_workspace", &linear_wide_workspace, "Elements of two bytes that linear_wide needs.");
   m.def("linear_int8", &linear_int8);

@@ -48,6 +48,35 @@ inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k)
   return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * k;
 }
 
+struct LinearFixedWeightArgs {
+  const float* weight;  // [n, k], k <= kMaxFixedInputs
+  int8_t* tiles;        // linear_fixed_weight_bytes(); linear_fixed.cpp says how
+  float* scales;        // [n]
+  int64_t n, k;
+};
+
+struct LinearFixedArgs {
+  const float* x;       // [num_rows, k], rows x_stride apart
+  int64_t x_stride;
+  const int8_t* tiles;  // of linear_fixed_weight
+  const float* scales;
+  const float* bias;    // [n] or null
+  float* out;           // [num_rows, n]
+  int8_t* x_tiles;      // linear_fixed_bytes(num_rows, k), filled by linear_fixed_pack
+  float* x_scales;      // [num_rows rounded up to 16]
+  std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
+  int64_t num_rows, n, k;
+};
+
+// Sums of three products of bytes of so many inputs fit 32 bits.
+constexpr int64_t kMaxFixedInputs = 32768;
+
+// Bytes of the digits of rows of 16 at a time.
+inline int64_t linear_fixed_bytes(int64_t num_rows, int64_t k) {
+  return (num_rows + 15) / 16 * 16 * ((k + 63) / 64 * 64) * 3;
+}
+inline int64_t linear_fixed_weight_bytes(int64_t n, int64_t k) { return linear_fixed_bytes((n + 31) / 32 * 32, k); }
+
 struct LinearInt8Args {
   DType dtype;           // of x, bias and out
   const void* x;         // [num_rows, k], rows x_stride apart
@@ -363,6 +392,9 @@ struct DecodeInputsArgs {
   X(linear, LinearArgs)                          \
   X(linear_wide_pack, LinearWideArgs)            \
   X(linear_wide, LinearWideArgs)                 \
+  X(linear_fixed_weight, LinearFixedWeightArgs)  \
+  X(linear_fixed_pack, LinearFixedArgs)          \
+  X(linear_fixed, LinearFixedArgs)               \
   X(linear_int8, LinearInt8Args)                 \
   X(linear_int4, LinearInt4Args)                 \
   X(rms_norm, RmsNormArgs)                       \

@@ -15,6 +15,7 @@ from .gate_residual import gate_residual
 from .gelu import gelu
 from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
+from .linear_fixed import linear_fixed, pack_fixed
 from .linear_fp8 import linear_fp8
 from .linear_fp8_silu_mul import linear_fp8_silu_mul
 from .linear_int4 import linear_int4
@@ -51,6 +52,7 @@ __all__ = [
     "gelu",
     "layer_norm_modulate",
     "linear",
+    "linear_fixed",
     "linear_fp8",
     "linear_fp8_silu_mul",
     "linear_int4",
@@ -60,6 +62,7 @@ __all__ = [
     "linear_silu_mul",
     "native",
     "operators",
+    "pack_fixed",
     "paged_attention",
     "rms_norm",
     "rope_cache",

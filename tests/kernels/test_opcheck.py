@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from antiphon.planner.operator_cases import TOY, Maker, cases
-from antiphon_kernels import operators
+from antiphon_kernels import operators, pack_fixed
 
 FIRST = {case.operator: case for case in reversed(cases(TOY))}
 """The first case of each operator of the list that is compiled and timed."""
 
 
 def arguments(name: str) -> tuple:
-    """Small arguments of an operator; conv1d and gelu run on PyTorch's own kernels on a GPU, so they are not among the cases."""
+    """Small arguments of an operator; those that run on PyTorch's own kernels on a GPU are not among the cases."""
+    if name == "linear_fixed":
+        return torch.randn(3, 70), *pack_fixed(torch.randn(33, 70)), torch.randn(33)
     if name == "gelu":
         return torch.randn(3, 7), True
     if name == "conv1d":

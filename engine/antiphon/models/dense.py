@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 
 from antiphon_kernels.linear import linear
+from antiphon_kernels.linear_fixed import FixedWeight, linear_fixed, pack_fixed
+from antiphon_kernels.native import prefers_fixed
 
 
-def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """``x`` [..., in], ``weight`` [out, in], ``bias`` [out] → [..., out].
+class Dense:
+    """``weight`` [out, in], ``bias`` [out]: x [..., in] → [..., out].
 
-    On a CPU through the operator, whose native version is faster for tens of rows in bfloat16;
-    on a GPU the vendor's library, which is best at hundreds of rows.
+    On a GPU the vendor's library, which is best at hundreds of rows; on a CPU the operator ``linear``, except that float32
+    goes through ``linear_fixed`` where the CPU has integer tiles, with weights packed at the first call (a second copy, three
+    bytes a weight).
     """
-    if x.device.type != "cpu":
-        return F.linear(x, weight, bias)
-    rows = x.flatten(0, -2)
-    return linear(rows, weight[None], bias[None], rows.shape[0]).unflatten(0, x.shape[:-1])
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor):
+        self.weight, self.bias = weight, bias
+
+    @classmethod
+    def named(cls, weights: dict[str, torch.Tensor], name: str) -> Dense:
+        """``{name}.weight`` and ``{name}.bias``."""
+        return cls(weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu":
+            return F.linear(x, self.weight, self.bias)
+        rows = x.flatten(0, -2)
+        if prefers_fixed(self.weight):
+            out = linear_fixed(rows, *self._fixed, self.bias)
+        else:
+            out = linear(rows, self.weight[None], self.bias[None], rows.shape[0])
+        return out.unflatten(0, x.shape[:-1])
+
+    @cached_property
+    def _fixed(self) -> FixedWeight:
+        return pack_fixed(self.weight)

@@ -17,7 +17,7 @@ from torch import Tensor
 from antiphon_kernels import LinearWeight, add_rms_norm, dual_embed, paged_attention, rms_norm, rope_cache
 
 from ..config import LlmConfig
-from .dense import dense
+from .dense import Dense
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,14 @@ class DualQwen:
         self.upper = [DecoderLayer(config, weights, f"upper.{j}") for j in range(self.num_upper_layers)]
         self.final_norm = weights["final_norm"]
         self.lm_head, self.audio_head = (LinearWeight.named(weights, head) for head in ("lm_head", "audio_head"))
+        self.adaptor = [Dense.named(weights, f"adaptor.{i}") for i in (0, 3)]
         self.rotary = rotary_table(config.max_positions, config.head_dim, config.rope_theta, self.embed_table.device)
 
     def adapt(self, features: Tensor) -> Tensor:
         """Continuous Whisper features [n, adaptor_input] → [n, H], row by row."""
         w = self.weights
-        x = F.silu(dense(features.to(self.embed_table.dtype), w["adaptor.0.weight"], w["adaptor.0.bias"]))
-        x = dense(x, w["adaptor.3.weight"], w["adaptor.3.bias"])
+        x = F.silu(self.adaptor[0](features.to(self.embed_table.dtype)))
+        x = self.adaptor[1](x)
         return F.layer_norm(x, x.shape[-1:], w["adaptor.4.weight"], w["adaptor.4.bias"], self.config.rms_norm_eps)
 
     def embed(self, audio_ids: Tensor, text_ids: Tensor, features: Tensor | None, feature_rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from antiphon_kernels import encoder_attention, gelu
 
-from .dense import dense
+from .dense import Dense
 
 LAYER_NORM_EPS = 1e-5
 
@@ -35,13 +35,12 @@ class EncoderLayer:
         self.attn_norm = LayerNorm(weights, f"{prefix}.attn_norm")
         self.mlp_norm = LayerNorm(weights, f"{prefix}.mlp_norm")
         self.qkv, self.out, self.fc1, self.fc2 = (
-            (weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"])
-            for name in ("qkv", "out", "fc1", "fc2")
+            Dense.named(weights, f"{prefix}.{name}") for name in ("qkv", "out", "fc1", "fc2")
         )
 
     def __call__(self, x: torch.Tensor, lengths: torch.Tensor, block: int) -> torch.Tensor:
         """``x`` [N, T, d]; ``lengths`` and ``block`` as in the operator ``encoder_attention``."""
-        qkv = dense(self.attn_norm(x), *self.qkv)
+        qkv = self.qkv(self.attn_norm(x))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        x = x + dense(encoder_attention(q, k, v, lengths, block).flatten(2), *self.out)
-        return x + dense(gelu(dense(self.mlp_norm(x), *self.fc1), False), *self.fc2)
+        x = x + self.out(encoder_attention(q, k, v, lengths, block).flatten(2))
+        return x + self.fc2(gelu(self.fc1(self.mlp_norm(x)), False))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from antiphon_kernels import flow_attention, flow_rope, gate_residual, gelu, layer_norm_modulate
 
 from ..config import FlowConfig
-from .dense import dense
+from .dense import Dense
 
 TIME_FEATURES = 256
 NORM_EPS = 1e-6
@@ -88,6 +88,11 @@ class FlowDit:
         table = weights["semantic_token_embedding.weight"]
         self.dtype, self.device = table.dtype, table.device
         self.cos, self.sin = rope_tables(config.max_positions, config.head_dim, config.rope_base, table.device)
+        self._dense = {
+            name: Dense.named(weights, name)
+            for name in (key.removesuffix(".weight") for key in weights)
+            if f"{name}.bias" in weights
+        }
         self._time_tables: dict[tuple[int, ...], torch.Tensor] = {}
 
     def time_table(self, times: Sequence[int]) -> torch.Tensor:
@@ -164,7 +169,7 @@ class FlowDit:
         return x
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return dense(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+        return self._dense[name](x)
 
 
 def rope_tables(num_positions: int, head_dim: int, base: float, device=None) -> tuple[torch.Tensor, torch.Tensor]:

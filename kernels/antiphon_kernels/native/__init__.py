@@ -54,6 +54,15 @@ def bind_vocoder(config, weights):
     return BoundVocoder(config, weights) if chosen() and available_for(config, weights) else None
 
 
+def prefers_fixed(weight) -> bool:
+    """True where the operator ``linear_fixed`` serves a matrix [out, in] better than ``linear`` and may be chosen."""
+    if not available:
+        return False
+    from .linear_fixed import prefers
+
+    return prefers(weight)
+
+
 if available:
     from . import (  # noqa: F401
         alias_free_snake,
@@ -63,6 +72,7 @@ if available:
         gelu,
         layer_norm_modulate,
         linear,
+        linear_fixed,
         linear_quantized,
         paged_attention,
         rms_norm,

@@ -15,7 +15,7 @@ from ..linear import linear, reference
 from .arguments import DTYPES, fits, pointer
 
 MAX_ROWS = 16
-MAX_WIDE_ROWS = 128
+MAX_WIDE_ROWS = 256
 TILE_DEPTH = 32
 """Columns of x and W in a tile; the wide kernel takes multiples of it."""
 
