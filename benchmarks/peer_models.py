@@ -181,12 +181,17 @@ class Worker:
         """As :meth:`Antiphon.decode`."""
         return self._ask(batch=batch, context=context, steps=steps)["seconds"]
 
+    def first(self, ids: Tensor) -> Tensor:
+        """As :meth:`Transformers.first` for one sequence; only llama.cpp's worker answers this."""
+        path = Path(self._ask(prompt=ids[0].tolist())["logits"])
+        return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)[None]
+
     def close(self) -> None:
         """End the process."""
         self._process.stdin.close()
         self._process.wait(timeout=60)
 
-    def _ask(self, **request: int) -> dict:
+    def _ask(self, **request: int | list[int]) -> dict:
         if request:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -235,7 +240,7 @@ def _timed(call) -> float:
     return time.perf_counter() - start
 
 
-def same_logits(ours: Antiphon, theirs: Transformers, prompt: Sequence[int]) -> float:
+def same_logits(ours: Antiphon, theirs: Transformers | Worker, prompt: Sequence[int]) -> float:
     """Rms difference of both models' last logits over the rms of theirs, for one prompt: the same model was measured."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():

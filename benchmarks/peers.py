@@ -1,9 +1,10 @@
 """Decode and prefill beside other engines, in one run on one model: ``python -m benchmarks.peers --json OUT``.
 
 A random Qwen2 (the text path of a synthetic preset) in bfloat16, run by us and by Hugging Face transformers, and by vLLM's CPU
-build where ``--vllm PYTHON`` names the interpreter of a virtual environment that has it. All are loaded, warmed up and measured
-in turn, so that each pair of times saw the same machine; the ratio is the median over pairs. Decoding counts tokens of all
-sequences behind ``--context`` positions. That transformers computes the same model is checked first.
+build and llama.cpp where ``--vllm PYTHON`` and ``--llama-cpp PYTHON`` name the interpreters of virtual environments that have them
+(their install lines: ``peer_workers/``). All are loaded, warmed up and measured in turn, so that each pair of times saw the
+same machine; the ratio is the median over pairs. Decoding counts tokens of all sequences behind ``--context`` positions. That
+transformers and llama.cpp compute the same model is checked first.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,23 @@ def write_hf_checkpoint(config: LlmConfig, hf: dict[str, torch.Tensor], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     hf_config(config).save_pretrained(folder)
     save_file(hf, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@contextmanager
+def worker_of(name: str, python: Path, config: LlmConfig, hf: dict[str, torch.Tensor]) -> Iterator[Worker]:
+    """A peer's process on the model, which lies in a folder that goes with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_hf_checkpoint(config, hf, Path(folder))
+        worker = Worker(name, python, Path(folder))
+        yield worker
+        worker.close()
+
+
+def check(ours: Antiphon, theirs: Transformers | Worker) -> float:
+    """How far the logits of a prompt lie apart; AssertionError where that is too far for one model."""
+    difference = same_logits(ours, theirs, range(1, 33))
+    assert difference < LARGEST_DIFFERENCE, f"{theirs.name} runs another model: logits differ by {difference:.3f}"
+    return difference
 
 
 def pairs(ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> list[tuple[float, float]]:
@@ -89,6 +108,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="ids of the prefill")
     parser.add_argument("--repeats", type=int, default=5, help="pairs per row")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="interpreter of a virtual environment with vLLM")
+    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON", help="the same with llama-cpp-python and gguf")
     add_json_option(parser)
     options = parser.parse_args()
     config = text_only(PRESETS[options.model](Path()).llm)
@@ -97,16 +117,15 @@ def main() -> None:
     hf = hf_weights(config)
     longest = max(options.prompt, options.context + options.steps)
     ours, theirs = Antiphon(config, hf, max(options.batches), longest), Transformers(config, hf)
-    difference = same_logits(ours, theirs, range(1, 33))
-    assert difference < LARGEST_DIFFERENCE, f"not the same model: logits differ by {difference:.3f}"
-    rows, versions = compare(ours, theirs, options), {"transformers": theirs.version}
-    if options.vllm:
-        with tempfile.TemporaryDirectory() as folder:
-            write_hf_checkpoint(config, hf, Path(folder))
-            worker = Worker("vllm", options.vllm, Path(folder))
-            versions["vllm"] = worker.version
-            rows += compare(ours, worker, options)
-            worker.close()
+    differences, versions = {"transformers": check(ours, theirs)}, {"transformers": theirs.version}
+    rows = compare(ours, theirs, options)
+    for name, python in (("vllm", options.vllm), ("llama_cpp", options.llama_cpp)):
+        if python:
+            with worker_of(name, python, config, hf) as worker:
+                versions[name] = worker.version
+                if name == "llama_cpp":  # vLLM does not give logits
+                    differences[name] = check(ours, worker)
+                rows += compare(ours, worker, options)
     print(status())
     print(table(rows, COLUMNS))
     parameters = sum(w.numel() for name, w in hf.items() if "embed" not in name)
@@ -116,7 +135,7 @@ def main() -> None:
         options.json,
         native=status(),
         parameters=parameters,
-        logit_difference=difference,
+        logit_differences=differences,
         versions=versions,
     )
 

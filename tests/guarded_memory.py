@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
+from collections import defaultdict
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -19,6 +21,9 @@ SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 _mprotect = ctypes.CDLL(None, use_errno=True).mprotect
 _mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mapped: list[mmap.mmap] = []
+_free: dict[int, list[int]] = defaultdict(list)
+"""By number of pages: addresses of regions that no tensor uses. They are never unmapped, for mapping costs more than tests."""
 
 
 def guarded(tensor: torch.Tensor) -> torch.Tensor:
@@ -27,25 +32,40 @@ def guarded(tensor: torch.Tensor) -> torch.Tensor:
     if not size:
         return tensor
     pages = -(-size // PAGE)
-    memory = mmap.mmap(-1, (pages + 2) * PAGE)  # lives as long as the tensor
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = _free[pages].pop() if _free[pages] else _region(pages)
+    memory = (ctypes.c_char * size).from_address(address + pages * PAGE - size)
+    weakref.finalize(memory, _free[pages].append, address).atexit = False
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _region(pages: int) -> int:
+    """The address of as many fresh pages with a protected one on either side."""
+    _mapped.append(mmap.mmap(-1, (pages + 2) * PAGE))
+    start = ctypes.addressof(ctypes.c_char.from_buffer(_mapped[-1]))
     for address in (start, start + (pages + 1) * PAGE):
         if _mprotect(address, PAGE, PROT_NONE):
             raise OSError(ctypes.get_errno(), "mprotect")
-    offset = (pages + 1) * PAGE - size
-    own = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset).view(tensor.shape)
-    return own.copy_(tensor)
+    return start + PAGE
 
 
 class GuardedMemory(TorchFunctionMode):
-    """Inside it every PyTorch function that returns a contiguous CPU tensor with memory of its own returns a guarded one."""
+    """Inside it PyTorch functions that return a contiguous CPU tensor with memory of its own return a guarded one.
+
+    Whole numbers that were computed from others stay where they are: random generators are made of thousands of those.
+    """
+
+    MAKERS = frozenset(
+        (torch.arange, torch.cat, torch.empty, torch.full, torch.randint, torch.stack, torch.tensor, torch.zeros)
+        + (torch.Tensor.contiguous, torch.Tensor.long, torch.Tensor.new_empty, torch.Tensor.to, torch.Tensor.__or__)
+    )
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
-        if not isinstance(out, torch.Tensor) or not out.is_contiguous() or out.is_cuda or out.requires_grad:
+        out = function(*args, **(kwargs or {}))
+        if not isinstance(out, torch.Tensor) or not (out.is_floating_point() or function in self.MAKERS):
             return out
-        taken = {t.untyped_storage().data_ptr() for t in _tensors((args, tuple(kwargs.values())))}
+        if not out.is_contiguous() or out.is_cuda or out.requires_grad:
+            return out
+        taken = {t.untyped_storage().data_ptr() for t in _tensors((args, tuple((kwargs or {}).values())))}
         return out if out.untyped_storage().data_ptr() in taken else guarded(out)
 
 

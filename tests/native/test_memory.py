@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from guarded_memory import GuardedMemory, guarded
+from guarded_memory import PAGE, GuardedMemory, guarded
 
+from antiphon_kernels.linear_int4 import quantize as quantize_int4
+from antiphon_kernels.linear_int8 import quantize as quantize_int8
 from antiphon_kernels.native import available
 
 if not available:
@@ -46,6 +48,20 @@ def test_reading_beyond_a_tensor_is_fatal(n, k, dtype, isa):
     assert exit_status(lambda: linear(weight[1:], x, n, out)) != 0
 
 
+@pytest.mark.parametrize("kernel", ["int8", "int4"])
+@pytest.mark.parametrize("rows", [1, 16], ids=["one row", "tiles"])
+def test_reading_beyond_quantised_weights_is_fatal(rows, kernel, isa):
+    x, out = torch.zeros(rows, 128), torch.zeros(rows, 33)
+    weight, scale = (quantize_int8 if kernel == "int8" else quantize_int4)(torch.zeros(33, 128))
+    run = _native.linear_int8 if kernel == "int8" else _native.linear_int4
+
+    def call(weight: torch.Tensor) -> None:
+        run(0, x.data_ptr(), 128, weight.data_ptr(), scale.data_ptr(), 0, out.data_ptr(), rows, rows, 33, 128)
+
+    assert exit_status(lambda: call(weight)) == 0
+    assert exit_status(lambda: call(weight[1:])) != 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("n", "k"), [(32, 64), (3, 5)], ids=["whole vectors and tiles", "ragged"])
 def test_writing_beyond_a_tensor_is_fatal(n, k, dtype, isa):
@@ -61,5 +77,5 @@ def test_guarded_tensors_keep_contents_views_and_aliases():
         joined, nothing = torch.cat([x, copy]), torch.empty(0, 3)
     assert same is x and view.data_ptr() == x[1:].data_ptr() and nothing.shape == (0, 3)
     assert torch.equal(copy, x - 1) and torch.equal(joined[:3], x)
-    end = copy.data_ptr() + 4 * copy.numel()
-    assert end % 4096 == 0 and guarded(x.bfloat16()).data_ptr() % 4096 == 4096 - 24
+    assert (copy.data_ptr() + 4 * copy.numel()) % PAGE == 0
+    assert guarded(x.bfloat16()).data_ptr() % PAGE == PAGE - 24
