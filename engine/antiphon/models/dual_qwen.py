@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -145,15 +146,18 @@ class DualQwen:
         self.upper = [DecoderLayer(config, weights, f"upper.{j}") for j in range(self.num_upper_layers)]
         self.final_norm = weights["final_norm"]
         self.lm_head, self.audio_head = (LinearWeight.named(weights, head) for head in ("lm_head", "audio_head"))
-        self.adaptor = [Dense.named(weights, f"adaptor.{i}") for i in (0, 3)]
         self.rotary = rotary_table(config.max_positions, config.head_dim, config.rope_theta, self.embed_table.device)
 
     def adapt(self, features: Tensor) -> Tensor:
         """Continuous Whisper features [n, adaptor_input] → [n, H], row by row."""
-        w = self.weights
-        x = F.silu(self.adaptor[0](features.to(self.embed_table.dtype)))
-        x = self.adaptor[1](x)
-        return F.layer_norm(x, x.shape[-1:], w["adaptor.4.weight"], w["adaptor.4.bias"], self.config.rms_norm_eps)
+        first, second = self._adaptor
+        x = second(F.silu(first(features.to(self.embed_table.dtype))))
+        norm = (self.weights["adaptor.4.weight"], self.weights["adaptor.4.bias"])
+        return F.layer_norm(x, x.shape[-1:], *norm, self.config.rms_norm_eps)
+
+    @cached_property
+    def _adaptor(self) -> tuple[Dense, Dense]:
+        return Dense.named(self.weights, "adaptor.0"), Dense.named(self.weights, "adaptor.3")
 
     def embed(self, audio_ids: Tensor, text_ids: Tensor, features: Tensor | None, feature_rows: Tensor) -> Tensor:
         """Fused input [T, H]; ``features`` are adaptor outputs, ``feature_rows`` -1 where there is none."""
