@@ -27,22 +27,6 @@ inline void configure_tiles(int64_t columns) {
   _tile_loadconfig(&config);
 }
 
-// Up to 8 rows of x as tiles of 64 bytes along k: planes[k / 4][16][4], columns 0..7 high, 8..15 low, zero where there
-// is no row; steps[8]. k is a multiple of 64.
-template <class T>
-inline void plane_tiles(const T* x, int64_t stride, int64_t num_rows, int64_t k, int8_t* planes, float* steps) {
-  std::memset(planes, 0, k * 16);
-  for (int64_t t = 0; t < kPlaneRows; ++t) steps[t] = 0.0f;
-  for (int64_t t = 0; t < num_rows; ++t)
-    steps[t] = split_row(x + t * stride, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t n) {
-      for (int64_t j = 0; j < n; j += 4) {
-        int8_t* group = planes + (i + j) * 16;
-        std::memcpy(group + 4 * t, high + j, 4);
-        std::memcpy(group + 4 * (t + kPlaneRows), low + j, 4);
-      }
-    });
-}
-
 // 16 x 16 words of 4 bytes: row i becomes column i.
 inline void transpose_words(__m512i (&v)[16]) {
   __m512i t[16];
@@ -66,6 +50,43 @@ inline void transpose_words(__m512i (&v)[16]) {
     v[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
     v[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
     v[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+  }
+}
+
+// 64 columns of a row of x as split_row splits them.
+template <class T>
+inline void split_columns(const T* x, vf inverse, __m512i* high, __m512i* low) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  alignas(64) int8_t upper[64], lower[64];
+  for (int64_t i = 0; i < 64; i += 16) {
+    const __m512i q = _mm512_cvt_roundps_epi32(mul(load(x + i), inverse), kNearest);
+    const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+    const __m512i l = _mm512_sub_epi32(q, _mm512_slli_epi32(h, 8));
+    _mm_store_si128(reinterpret_cast<__m128i*>(upper + i), _mm512_cvtepi32_epi8(h));
+    _mm_store_si128(reinterpret_cast<__m128i*>(lower + i), _mm512_cvtepi32_epi8(l));
+  }
+  *high = _mm512_load_si512(upper);
+  *low = _mm512_load_si512(lower);
+}
+
+// Up to 8 rows of x as tiles of 64 bytes along k: planes[k / 4][16][4], columns 0..7 high, 8..15 low, zero where there
+// is no row; steps[8]. k is a multiple of 64.
+template <class T>
+inline void plane_tiles(const T* x, int64_t stride, int64_t num_rows, int64_t k, int8_t* planes, float* steps) {
+  float inverse[kPlaneRows] = {};
+  for (int64_t t = 0; t < kPlaneRows; ++t) {
+    steps[t] = t < num_rows ? quantum(x + t * stride, k) : 0.0f;
+    if (steps[t] > 0.0f) inverse[t] = 1.0f / steps[t];
+  }
+  __m512i words[16];
+  for (auto& w : words) w = _mm512_setzero_si512();
+  for (int64_t i = 0; i < k; i += 64) {
+    for (int64_t t = 0; t < num_rows; ++t)
+      split_columns(x + t * stride + i, set1(inverse[t]), &words[t], &words[t + kPlaneRows]);
+    __m512i columns[16];
+    for (int64_t j = 0; j < 16; ++j) columns[j] = words[j];
+    transpose_words(columns);
+    for (int64_t j = 0; j < 16; ++j) _mm512_store_si512(planes + (i + 4 * j) * 16, columns[j]);
   }
 }
 
