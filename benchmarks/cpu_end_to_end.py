@@ -144,7 +144,7 @@ class OurPipeline:
 
     def __init__(self, runtime: Runtime, watch: Stopwatch):
         self.engine = Engine(runtime, EngineConfig(max_sequences=1, prefix_caching=False))
-        watch.around(runtime.encoder, "encode", "recordings")
+        watch.around(runtime.encoder, "start", "recordings")
         watch.around(self.engine.runner, "start", "llm")
         watch.around(runtime.flow, "velocity", "flow")
         watch.around(runtime.flow, "fill_window", "flow")

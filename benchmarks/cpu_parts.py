@@ -100,10 +100,19 @@ def activation_row(config: VocoderConfig, stage: int, dtype: torch.dtype, repeat
     return {"part": f"activation {channels} x {length}"} | row
 
 
-def dit_row(config: FlowConfig, dtype: torch.dtype, repeats: int) -> dict:
-    """One evaluation over ``ROWS`` rows with a full window."""
+def dit_rows(config: FlowConfig, dtype: torch.dtype, repeats: int) -> list[dict]:
+    """One evaluation over ``ROWS`` rows with a full window; a narrower dtype against the plain module in float32 as well."""
     weights = random_weights(dict(packing.pack_plain(meta_packer(expected.flow_keys(config)))), dtype)
-    ours, plain = FlowDit(config, weights), PlainDit(config, weights)
+    rows = [dit_row(config, weights, weights, repeats)]
+    if dtype != torch.float32:
+        rows.append(dit_row(config, weights, {name: w.float() for name, w in weights.items()}, repeats))
+    return rows
+
+
+def dit_row(config: FlowConfig, weights: dict[str, Tensor], plain_weights: dict[str, Tensor], repeats: int) -> dict:
+    """Ours with ``weights`` against the plain module with ``plain_weights``."""
+    ours, plain = FlowDit(config, weights), PlainDit(config, plain_weights)
+    dtype, plain_dtype = (next(iter(w.values())).dtype for w in (weights, plain_weights))
     window = FlowWindow.empty(config, 1, WINDOW, dtype, torch.device("cpu"))
     window.keys.normal_(), window.values.normal_()
     x, tokens = torch.randn(ROWS, config.num_mels).to(dtype), torch.arange(ROWS // 4)
@@ -111,14 +120,18 @@ def dit_row(config: FlowConfig, dtype: torch.dtype, repeats: int) -> dict:
     starts, slot = torch.tensor([0, ROWS], dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
     batch = FlowBatch(tokens, positions, starts, slot, torch.tensor([WINDOW], dtype=torch.int32), ROWS)
     condition, moment = ours.condition(tokens), ours.time_table([TIME])[0]
-    table = weights["semantic_token_embedding.weight"]
-    cache = [(k[0].transpose(0, 1), v[0].transpose(0, 1)) for k, v in zip(window.keys, window.values)]
+    table, wide = plain_weights["semantic_token_embedding.weight"], x.to(plain_dtype)
+    cache = [
+        (k[0].transpose(0, 1).to(plain_dtype), v[0].transpose(0, 1).to(plain_dtype))
+        for k, v in zip(window.keys, window.values)
+    ]
     row = in_turn(
         lambda: ours.velocity(x, moment, condition, batch, window),
-        lambda: plain(x, plain.time(TIME) + table[tokens.repeat_interleave(4)], positions, cache)[0],
+        lambda: plain(wide, plain.time(TIME) + table[tokens.repeat_interleave(4)], positions, cache)[0],
         repeats,
     )
-    return {"part": f"DiT {config.hidden_size}, {ROWS} rows, {WINDOW} cached"} | row
+    against = "" if plain_dtype == dtype else ", plain in float32"
+    return {"part": f"DiT {config.hidden_size}, {ROWS} rows, {WINDOW} cached{against}"} | row
 
 
 def main() -> None:
@@ -145,7 +158,7 @@ def main() -> None:
             if "activation" in options.parts:
                 found += [activation_row(vocoder, stage, dtype, options.repeats) for stage in (0, 3, 6)]
             if "dit" in options.parts:
-                found.append(dit_row(flow, dtype, options.repeats))
+                found += dit_rows(flow, dtype, options.repeats)
             rows += [{"dtype": name} | row for row in found]
     print(status(), f"; PyTorch threads: {torch.get_num_threads()}", sep="")
     print(table(rows, COLUMNS))
