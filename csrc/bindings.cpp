@@ -7,6 +7,7 @@
 
 #include "attention_plan.h"
 #include "decode_step.h"
+#include "flow_pass.h"
 #include "isa.h"
 #include "kernels.h"
 #include "token_step.h"
@@ -319,6 +320,31 @@ std::vector<int64_t> run_token_step(TokenStep& step, int64_t num_rows, const std
   return {work.trunk_rows, work.text_rows, work.audio_rows, work.text_heads, work.audio_heads};
 }
 
+// tables: cos, sin; linears: weight, scales, bias, n, k of the input's, of five a layer, of the final modulation's and
+// of the output's.
+std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, const Addresses& tables,
+                                    const std::vector<Addresses>& linears) {
+  std::vector<FlowLinear> all;
+  for (const Addresses& a : linears)
+    all.push_back({at(a.at(0)), at<float>(a.at(1)), at(a.at(2)), static_cast<int64_t>(a.at(3)),
+                   static_cast<int64_t>(a.at(4))});
+  std::vector<FlowLayer> layers;
+  for (size_t i = 1; i + 5 < all.size(); i += 5)
+    layers.push_back({all[i], all[i + 1], all[i + 2], all[i + 3], all[i + 4]});
+  return std::make_unique<FlowPass>(FlowWeights{static_cast<DType>(dtype), num_heads, eps, at<float>(tables.at(0)),
+                                                at<float>(tables.at(1)), all.at(0), std::move(layers),
+                                                all.at(all.size() - 2), all.back()});
+}
+
+// sizes and tensors in the order of FlowInput's members.
+void run_flow_pass(FlowPass& pass, const std::vector<int64_t>& sizes, const Addresses& a) {
+  const FlowInput input{sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), at(a.at(0)), at(a.at(1)),
+                        at<int64_t>(a.at(2)), at<int32_t>(a.at(3)), at<int64_t>(a.at(4)), at<int32_t>(a.at(5)),
+                        at(a.at(6)), at(a.at(7)), at(a.at(8))};
+  py::gil_scoped_release release;
+  pass.run(input);
+}
+
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
   for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
@@ -365,5 +391,6 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("bytes", &PackedConv::bytes);
   py::class_<AmpBlocks>(m, "AmpBlocks").def(py::init(&amp_blocks)).def("run", &run_amp_blocks);
   py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
+  py::class_<FlowPass>(m, "FlowPass").def(py::init(&flow_pass)).def("run", &run_flow_pass);
   py::class_<TokenStep>(m, "TokenStep").def(py::init(&token_step), py::keep_alive<1, 2>()).def("run", &run_token_step);
 }

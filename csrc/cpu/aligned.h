@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -18,5 +19,25 @@ using AlignedMemory = std::unique_ptr<char[], AlignedDelete>;
 inline AlignedMemory aligned_memory(int64_t bytes) {
   return AlignedMemory(static_cast<char*>(::operator new[](static_cast<std::size_t>(bytes), kCacheLine)));
 }
+
+// Memory that is kept for the next use.
+template <class T>
+class Aligned {
+ public:
+  // At least `size` elements; what was there is lost when it grows. New memory is zero.
+  T* reserve(int64_t size) {
+    if (size > size_) {
+      memory_ = aligned_memory(size * sizeof(T));
+      std::memset(memory_.get(), 0, size * sizeof(T));
+      size_ = size;
+    }
+    return data();
+  }
+  T* data() const { return reinterpret_cast<T*>(memory_.get()); }
+
+ private:
+  AlignedMemory memory_;
+  int64_t size_ = 0;
+};
 
 }  // namespace antiphon

@@ -33,7 +33,7 @@ struct LinearArgs {
 };
 
 struct LinearWideArgs {
-  const bf16* x;       // [num_rows, k], rows x_stride apart; k a multiple of 32
+  const bf16* x;       // [num_rows, k], rows x_stride apart
   int64_t x_stride;
   const bf16* weight;  // [branches, n, k]
   const bf16* bias;    // [branches, n] or null
@@ -158,7 +158,7 @@ struct GateResidualArgs {
   const void* x;     // [num_rows, hidden]
   const void* y;
   const void* gate;  // [num_rows / frames_per_token, hidden], rows gate_stride apart
-  void* out;
+  void* out;         // may be x
   int64_t gate_stride, num_rows, hidden, frames_per_token;
 };
 
@@ -224,7 +224,7 @@ struct PagedPrefillArgs {
 struct GeluArgs {
   DType dtype;
   const void* x;
-  void* out;
+  void* out;  // may be x
   int64_t size;
   bool tanh;
 };

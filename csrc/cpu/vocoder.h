@@ -2,7 +2,6 @@
 // are those of the instruction set that was active then.
 #pragma once
 
-#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -10,26 +9,6 @@
 #include "kernels.h"
 
 namespace antiphon {
-
-// 64-byte aligned memory.
-template <class T>
-class Aligned {
- public:
-  // At least `size` elements; what was there is lost when it grows. New memory is zero.
-  T* reserve(int64_t size) {
-    if (size > size_) {
-      memory_ = aligned_memory(size * sizeof(T));
-      std::memset(memory_.get(), 0, size * sizeof(T));
-      size_ = size;
-    }
-    return data();
-  }
-  T* data() const { return reinterpret_cast<T*>(memory_.get()); }
-
- private:
-  AlignedMemory memory_;
-  int64_t size_ = 0;
-};
 
 // A convolution that keeps the length (stride 1) or a transposed one to `stride` times the length.
 class PackedConv {

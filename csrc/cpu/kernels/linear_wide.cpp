@@ -2,8 +2,8 @@
 // at its best.
 //
 // linear_wide_pack turns x into tiles in a workspace, then linear_wide multiplies. Threads claim a panel of columns at a time,
-// for their tiles may differ in speed. Where the instruction set has no tiles, rows go through `linear` sixteen at a time and
-// the workspace is not used: the specification of the tiled version, not a fast path.
+// for their tiles may differ in speed. Where the instruction set has no tiles or k is not a multiple of 32, rows go through
+// `linear` sixteen at a time and the workspace is not used: the specification of the tiled version, not a fast path.
 #include "kernels.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)
@@ -11,6 +11,20 @@
 #endif
 
 namespace antiphon::ANTIPHON_ISA {
+
+namespace {
+
+void by_sixteen(const LinearWideArgs& a, int index, int count) {
+  for (int64_t row = 0; row < a.num_rows;) {
+    const int64_t rows = min64(kMaxSkinnyRows, (row < a.split ? a.split : a.num_rows) - row), branch = row >= a.split;
+    linear(LinearArgs{DType::bf16, a.x + row * a.x_stride, a.x_stride, a.weight + branch * a.n * a.k,
+                      a.bias ? a.bias + branch * a.n : nullptr, a.out + row * a.n, rows, rows, a.n, a.k},
+           index, count);
+    row += rows;
+  }
+}
+
+}  // namespace
 
 #if defined(__AMX_BF16__)
 namespace {
@@ -27,6 +41,7 @@ WideProblem branch(const LinearWideArgs& a, int64_t which) {
 }  // namespace
 
 void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
+  if (a.k % kDepth) return;
   const int64_t text = wide_blocks(a.split), blocks = text + wide_blocks(a.num_rows - a.split);
   const Range range = partition(blocks, 1, index, count);
   for (int64_t block = range.begin; block < range.end; ++block) {
@@ -36,7 +51,8 @@ void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
   }
 }
 
-void linear_wide(const LinearWideArgs& a, int, int) {
+void linear_wide(const LinearWideArgs& a, int index, int count) {
+  if (a.k % kDepth) return by_sixteen(a, index, count);
   const WideProblem problems[] = {branch(a, 0), branch(a, 1)};
   const int64_t per_branch = (a.n + kPanelRows - 1) / kPanelRows;
   const int64_t begin = a.split > 0 ? 0 : per_branch, end = a.split < a.num_rows ? 2 * per_branch : per_branch;
@@ -51,15 +67,7 @@ void linear_wide(const LinearWideArgs& a, int, int) {
 #else
 void linear_wide_pack(const LinearWideArgs&, int, int) {}
 
-void linear_wide(const LinearWideArgs& a, int index, int count) {
-  for (int64_t row = 0; row < a.num_rows;) {
-    const int64_t rows = min64(kMaxSkinnyRows, (row < a.split ? a.split : a.num_rows) - row), branch = row >= a.split;
-    linear(LinearArgs{DType::bf16, a.x + row * a.x_stride, a.x_stride, a.weight + branch * a.n * a.k,
-                      a.bias ? a.bias + branch * a.n : nullptr, a.out + row * a.n, rows, rows, a.n, a.k},
-           index, count);
-    row += rows;
-  }
-}
+void linear_wide(const LinearWideArgs& a, int index, int count) { by_sixteen(a, index, count); }
 #endif
 
 }  // namespace antiphon::ANTIPHON_ISA

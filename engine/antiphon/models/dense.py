@@ -33,11 +33,12 @@ class Dense:
             return F.linear(x, self.weight, self.bias)
         rows = x.flatten(0, -2)
         if prefers_fixed(self.weight):
-            out = linear_fixed(rows, *self._fixed, self.bias)
+            out = linear_fixed(rows, *self.fixed, self.bias)
         else:
             out = linear(rows, self.weight[None], self.bias[None], rows.shape[0])
         return out.unflatten(0, x.shape[:-1])
 
     @cached_property
-    def _fixed(self) -> FixedWeight:
+    def fixed(self) -> FixedWeight:
+        """The weight as ``linear_fixed`` takes it."""
         return pack_fixed(self.weight)

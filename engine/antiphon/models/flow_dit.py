@@ -11,14 +11,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from antiphon_kernels import flow_attention, flow_rope, gate_residual, gelu, layer_norm_modulate
+from antiphon_kernels.native import bind_flow_pass
 
 from ..config import FlowConfig
 from .dense import Dense
+
+if TYPE_CHECKING:
+    from antiphon_kernels.native.flow_pass import FlowPass
 
 TIME_FEATURES = 256
 NORM_EPS = 1e-6
@@ -113,6 +118,26 @@ class FlowDit:
     ) -> torch.Tensor:
         """Velocity [T, num_mels] at state ``x`` [T, num_mels] and time vector ``time`` [H]; the window is only read."""
         modulation = F.silu(time + condition)
+        if self._bound is not None and self._bound.fits(batch):
+            return self._bound(x, modulation, batch, window.keys, window.values)
+        return self._evaluate(x, modulation, batch, window)
+
+    def velocity_by_operators(
+        self, x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor, batch: FlowBatch, window: FlowWindow
+    ) -> torch.Tensor:
+        """As :meth:`velocity`, never as one native call: what a capture must see."""
+        return self._evaluate(x, F.silu(time + condition), batch, window)
+
+    @cached_property
+    def _bound(self) -> FlowPass | None:
+        """An evaluation as one native call, made at the first; None elsewhere."""
+        if self.device.type != "cpu":
+            return None
+        return bind_flow_pass(self.config, self._dense, self.cos, self.sin, NORM_EPS)
+
+    def _evaluate(
+        self, x: torch.Tensor, modulation: torch.Tensor, batch: FlowBatch, window: FlowWindow
+    ) -> torch.Tensor:
         x = self._linear("input_linear", x)
         for layer in range(self.config.depth):
             x = self._block(layer, x, modulation, batch, window)

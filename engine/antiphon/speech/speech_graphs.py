@@ -174,7 +174,8 @@ class _SolveGraph(_FlowGraph):
         condition = dit.condition(batch.token_ids)
         x = self.inputs["noise"].to(dit.dtype)
         for time, width in zip(self._times, self._widths, strict=True):
-            x = euler_step(x, dit.velocity(x, time, condition, batch, self.owner.window), width)
+            v = dit.velocity_by_operators(x, time, condition, batch, self.owner.window)
+            x = euler_step(x, v, width)
         self.result.copy_(x)
 
 
@@ -204,9 +205,7 @@ class _FillGraph(_FlowGraph):
         """What is captured."""
         dit, batch, inputs = self.owner.dit, self.batch(), self.inputs
         condition = dit.condition(batch.token_ids)
-        dit.fill_window(
-            self.states, self._time, condition, batch, self.owner.window, inputs["kept"], inputs["places"]
-        )
+        dit.fill_window(self.states, self._time, condition, batch, self.owner.window, inputs["kept"], inputs["places"])
 
 
 class GraphedVocoder(BigVgan):

@@ -54,6 +54,15 @@ def bind_vocoder(config, weights):
     return BoundVocoder(config, weights) if chosen() and available_for(config, weights) else None
 
 
+def bind_flow_pass(config, dense, cos, sin, eps: float):
+    """The ``flow_pass.FlowPass`` of a DiT's linear maps, or None where the native path cannot run it or is not chosen."""
+    if not available:
+        return None
+    from .flow_pass import FlowPass, available_for, chosen
+
+    return FlowPass(config, dense, cos, sin, eps) if chosen() and available_for(config, dense) else None
+
+
 def prefers_fixed(weight) -> bool:
     """True where the operator ``linear_fixed`` serves a matrix [out, in] better than ``linear`` and may be chosen."""
     if not available:

@@ -17,7 +17,9 @@ from .arguments import DTYPES, fits, pointer
 MAX_ROWS = 16
 MAX_WIDE_ROWS = 256
 TILE_DEPTH = 32
-"""Columns of x and W in a tile; the wide kernel takes multiples of it."""
+"""Columns of x and W in a tile; of other numbers the wide kernel makes blocks of :data:`MAX_ROWS` rows."""
+NARROW = 256
+"""Inputs up to which such blocks serve as well as oneDNN."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> bool:
@@ -29,7 +31,7 @@ def wide_is_faster(x: torch.Tensor, rows: int) -> bool:
     return (
         rows <= MAX_WIDE_ROWS
         and x.dtype == torch.bfloat16
-        and x.shape[1] % TILE_DEPTH == 0
+        and (x.shape[1] % TILE_DEPTH == 0 or x.shape[1] <= NARROW)
         and _native.isa() == "amx"
     )
 
@@ -64,7 +66,7 @@ def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
-    """bfloat16, any number of rows; in must be a multiple of :data:`TILE_DEPTH`."""
+    """bfloat16, any number of rows."""
     x, bias, out = _prepare(x, weight, bias, split)
     n, k = weight.shape[1:]
     workspace = torch.empty(_native.linear_wide_workspace(len(x), split, k), dtype=torch.bfloat16)

@@ -1,0 +1,78 @@
+// One evaluation of the flow-matching DiT over a ragged batch of streams, as a single job: weights are bound once,
+// buffers are kept, then each evaluation is one call. It runs the same kernels as the operators do, row by row in the
+// same order, so its results are theirs, bit for bit. Reference behaviour, section 11.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "aligned.h"
+#include "kernels.h"
+
+namespace antiphon {
+
+// y = x W^T + bias. bfloat16: W row-major as `linear_wide` takes it, no scales; float32: digits and scales of
+// `linear_fixed_weight`.
+struct FlowLinear {
+  const void* weight;
+  const float* scales;
+  const void* bias;  // [n]
+  int64_t n, k;
+};
+
+struct FlowLayer {
+  FlowLinear modulation;  // 6 hidden outputs: shift, scale, gate of attention, then of the MLP
+  FlowLinear qkv, proj, fc1, fc2;
+};
+
+struct FlowWeights {
+  DType dtype;
+  int64_t num_heads;
+  float eps;
+  const float *cos, *sin;  // [max_positions, head_dim / 2]
+  FlowLinear input;
+  std::vector<FlowLayer> layers;
+  FlowLinear final_modulation, output;  // final_modulation: shift, scale
+
+  int64_t hidden() const { return input.n; }
+};
+
+struct FlowInput {
+  int64_t num_rows, frames_per_token, num_streams, window, layer_stride;  // frames_per_token divides 16
+  const void* x;              // [num_rows, num_mels]
+  const void* modulation;     // [num_rows / frames_per_token, hidden]
+  const int64_t* positions;   // [num_rows]
+  const int32_t* cu_seqlens;  // [num_streams + 1]
+  const int64_t* slots;       // [num_streams]
+  const int32_t* cache_lens;  // [num_streams]
+  const void *keys, *values;  // [slots, window, heads, head_dim] of a layer, layers layer_stride elements apart
+  void* out;                  // [num_rows, num_mels]
+};
+
+class FlowPass {
+ public:
+  explicit FlowPass(FlowWeights weights);
+  // One evaluation at a time: a second caller waits.
+  void run(const FlowInput& input);
+
+ private:
+  struct Thread;
+  // Rows as linear maps read them: a copy as tiles, scales of float32.
+  struct Operand {
+    Aligned<char> tiles;
+    Aligned<float> scales;
+  };
+  void reserve(int64_t rows, int64_t tokens);
+
+  const FlowWeights m_;
+  std::mutex busy_;
+  Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_, modulations_[2];
+  Operand rows_, tokens_;
+  int64_t num_counters_;
+  std::unique_ptr<std::atomic<int64_t>[]> counters_;
+};
+
+}  // namespace antiphon

@@ -1,0 +1,120 @@
+"""A whole evaluation of the flow-matching DiT as one native call: weights are bound once, buffers are kept.
+
+The same kernels on the same rows as the operators, so results are equal to theirs bit for bit; what is saved is the way
+through Python and the dispatcher, ten operators a layer, each with a result to allocate and a second thread to wake. Only
+where bfloat16 rows are so many that the operators go to oneDNN do they differ: here a row keeps the bits it has alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import _native, operator
+from ..linear import linear
+from ..linear_fixed import MAX_INPUTS, FixedWeight
+from .arguments import DTYPES, are
+from .linear import TILE_DEPTH
+
+LAYER = ("adaLN_modulation.1", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+TILE_ROWS = 16
+
+
+class Dense(Protocol):
+    """A linear map: weight [out, in], bias [out]; ``fixed``: the float32 weight packed by ``pack_fixed``."""
+
+    weight: Tensor
+    bias: Tensor
+    fixed: FixedWeight
+
+
+class Config(Protocol):
+    """Sizes of the network."""
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+
+
+class Batch(Protocol):
+    """Rows of a ragged batch (``models/flow_dit.py`` says which)."""
+
+    positions: Tensor
+    cu_seqlens: Tensor
+    slots: Tensor
+    cache_lens: Tensor
+    frames_per_token: int
+
+
+def linears(depth: int) -> list[str]:
+    """Names of the linear maps in the order in which the C++ side takes them."""
+    layers = [f"blocks.{layer}.{name}" for layer in range(depth) for name in LAYER]
+    return ["input_linear", *layers, "final_layer.adaLN_modulation.1", "final_layer.linear"]
+
+
+def available_for(config: Config, dense: Mapping[str, Dense]) -> bool:
+    """True if all linear maps are contiguous on the CPU, of one native dtype and of sizes that tiles take."""
+    maps = [dense[name] for name in linears(config.depth)]
+    dtype, hidden = maps[0].weight.dtype, config.hidden_size
+    depths = [m.weight.shape[1] for m in maps[1:]]
+    if dtype not in DTYPES or not all(are(dtype, m.weight, m.bias) and m.weight.device.type == "cpu" for m in maps):
+        return False
+    if config.depth < 1 or hidden % config.num_heads or hidden // config.num_heads % 2:
+        return False
+    return max(depths) <= MAX_INPUTS if dtype == torch.float32 else all(k % TILE_DEPTH == 0 for k in depths)
+
+
+def chosen() -> bool:
+    """True if operators run natively unless told otherwise, with tiles."""
+    return linear.backends("cpu")[0] == "native" and _native.isa() == "amx"
+
+
+class FlowPass:
+    """Bound to one network; keeps its weights alive. Check :func:`available_for` first. ``bound`` is the C++ object.
+
+    Args:
+        cos, sin: float32 [max_positions, head_dim / 2].
+        eps: of the layer norms.
+    """
+
+    def __init__(self, config: Config, dense: Mapping[str, Dense], cos: Tensor, sin: Tensor, eps: float):
+        maps = [dense[name] for name in linears(config.depth)]
+        self._tables, self._maps = (cos.contiguous(), sin.contiguous()), maps
+        self._dtype, self._num_outputs = maps[0].weight.dtype, maps[-1].weight.shape[0]
+        self.bound = _native.FlowPass(
+            DTYPES[self._dtype],
+            config.num_heads,
+            eps,
+            [t.data_ptr() for t in self._tables],
+            [_addresses(m, self._dtype == torch.float32) for m in maps],
+        )
+
+    def fits(self, batch: Batch) -> bool:
+        """True if there are rows, tiles hold whole tokens of them, and the native backend is in use."""
+        return batch.positions.shape[0] > 0 and TILE_ROWS % batch.frames_per_token == 0 and chosen()
+
+    def __call__(self, x: Tensor, modulation: Tensor, batch: Batch, keys: Tensor, values: Tensor) -> Tensor:
+        """Velocity [T, num_mels] of x [T, num_mels].
+
+        modulation [T / frames_per_token, hidden] is silu(time + condition); keys, values [layers, slots, window, heads,
+        head_dim], contiguous within a layer.
+        """
+        if operator.counting:
+            operator.calls["flow_pass", "native"] += 1
+        out = x.new_empty(x.shape[0], self._num_outputs)
+        tensors = [x, modulation, batch.positions, batch.cu_seqlens, batch.slots, batch.cache_lens]
+        tensors = [t.contiguous() for t in tensors]
+        self.bound.run(
+            [x.shape[0], batch.frames_per_token, batch.slots.shape[0], keys.shape[2], keys.stride(0)],
+            [t.data_ptr() for t in (*tensors, keys, values, out)],
+        )
+        return out
+
+
+def _addresses(dense: Dense, fixed: bool) -> list[int]:
+    """Weight, scales, bias, outputs, inputs."""
+    weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
+    return [weight, scales, dense.bias.data_ptr(), *dense.weight.shape]

@@ -1,0 +1,150 @@
+"""An evaluation of the DiT in one native call against the operators it is made of: the same velocities, bit for bit."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import antiphon_kernels as ak
+from antiphon.models.flow_dit import NORM_EPS, FlowBatch, FlowDit, FlowWindow
+from antiphon_kernels.native import available
+
+if not available:
+    pytest.skip("native module not built", allow_module_level=True)
+
+from antiphon_kernels.linear_fixed import linear_fixed
+from antiphon_kernels.native.flow_pass import FlowPass, available_for, chosen, linears
+from antiphon_kernels.native.linear import wide_linear
+
+WINDOW, SLOTS = 40, 4
+CONFIG = SimpleNamespace(
+    hidden_size=64, depth=3, num_heads=2, head_dim=32, num_mels=20, rope_base=1e4, max_positions=256
+)
+STREAMS = {  # rows, cached rows, slot of each
+    "one": [(44, 0, 0)],
+    "cached": [(52, 24, 2)],
+    "few": [(4, 8, 1)],
+    "three": [(24, 40, 3), (4, 0, 0), (64, 12, 1)],
+    "idle": [(16, 4, 1), (0, 0, 0)],
+    "many": [(168, 40, 2), (168, 0, 0)],  # more rows than the operator leaves to our tiles
+}
+
+
+def build_dit(dtype: torch.dtype, config=CONFIG) -> FlowDit:
+    torch.manual_seed(6)
+    hidden, mlp = config.hidden_size, 160
+    outputs = {"adaLN_modulation.1": 6 * hidden, "attn.qkv": 3 * hidden, "mlp.fc1": mlp}
+    weights = {"semantic_token_embedding.weight": torch.randn(50, hidden)}
+    for name in linears(config.depth):
+        kind = name.split(".", 2)[-1]
+        n, k = outputs.get(kind, hidden), mlp if kind == "mlp.fc2" else hidden
+        if name == "input_linear":
+            k = config.num_mels
+        if name.startswith("final_layer"):
+            n = config.num_mels if name.endswith("linear") else 2 * hidden
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.randn(n, k) / k**0.5, torch.randn(n) / 4
+    return FlowDit(config, {name: weight.to(dtype) for name, weight in weights.items()})
+
+
+def batch_of(streams, frames_per_token: int = 4) -> FlowBatch:
+    rows = [count for count, _, _ in streams]
+    return FlowBatch(
+        token_ids=torch.arange(sum(rows) // frames_per_token) % 50,
+        positions=torch.cat([torch.arange(cached, cached + count) for count, cached, _ in streams]),
+        cu_seqlens=torch.tensor([0, *torch.tensor(rows).cumsum(0)], dtype=torch.int32),
+        slots=torch.tensor([slot for _, _, slot in streams]),
+        cache_lens=torch.tensor([cached for _, cached, _ in streams], dtype=torch.int32),
+        max_seqlen=max(rows),
+        frames_per_token=frames_per_token,
+    )
+
+
+def inputs(dit: FlowDit, batch: FlowBatch):
+    """State, time vector, condition and a window of which only valid rows are numbers."""
+    window = FlowWindow.empty(dit.config, SLOTS, WINDOW, dit.dtype, dit.device)
+    window.storage.normal_()
+    for slot in range(SLOTS):
+        valid = max((int(n) for n, s in zip(batch.cache_lens, batch.slots) if s == slot), default=0)
+        window.storage[:, :, slot * WINDOW + valid : (slot + 1) * WINDOW] = torch.nan
+    x = torch.randn(len(batch.positions), dit.config.num_mels).to(dit.dtype)
+    return x, torch.randn(dit.config.hidden_size).to(dit.dtype), dit.condition(batch.token_ids), batch, window
+
+
+def with_tiled_kernels(dit: FlowDit) -> FlowDit:
+    """Its linear maps by the kernels that AMX would choose, on any instruction set and for any number of rows."""
+
+    def by_kernel(dense):
+        if dit.dtype == torch.float32:
+            return lambda x: linear_fixed(x, *dense.fixed, dense.bias)
+        return lambda x: wide_linear(x, dense.weight[None], dense.bias[None], x.shape[0])
+
+    dit._dense = {name: by_kernel(dense) for name, dense in dit._dense.items()}
+    return dit
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equals_the_operators(name, dtype, isa, poison, with_threads):
+    dit, batch = build_dit(dtype), batch_of(STREAMS[name])
+    x, time, condition, _, window = arguments = inputs(dit, batch)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    with ak.use_backend("native"):
+        expected = with_tiled_kernels(dit).velocity_by_operators(*arguments)
+    assert torch.isfinite(expected).all()
+    modulation = torch.nn.functional.silu(time + condition)
+    for threads in (1, 2, 3):
+        got = with_threads(threads, lambda: bound(x, modulation, batch, window.keys, window.values))
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_velocity_is_one_call_with_the_operators_bits(dtype, isa):
+    if not chosen():
+        pytest.skip(f"{isa}: operators")
+    dit, batch = build_dit(dtype), batch_of(STREAMS["three"])
+    arguments = inputs(dit, batch)
+    expected = dit.velocity_by_operators(*arguments)
+    with ak.operator.count_calls() as calls:
+        got = dit.velocity(*arguments)
+    assert calls == {("flow_pass", "native"): 1}
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_stream_is_the_same_alone_and_after_a_larger_batch(dtype, isa):
+    dit, streams = build_dit(dtype), STREAMS["three"]
+    x, time, condition, batch, window = inputs(dit, batch_of(streams))
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    modulation = torch.nn.functional.silu(time + condition)
+    together, first = bound(x, modulation, batch, window.keys, window.values), 0
+    for stream in streams:
+        rows = slice(first, first + stream[0])
+        tokens = slice(rows.start // 4, rows.stop // 4)
+        alone = bound(x[rows], modulation[tokens], batch_of([stream]), window.keys, window.values)
+        assert torch.equal(alone, together[rows])
+        first = rows.stop
+
+
+def test_frames_may_have_tokens_of_their_own(isa):
+    dit, batch = build_dit(torch.float32), batch_of(STREAMS["cached"], frames_per_token=1)
+    x, time, condition, _, window = arguments = inputs(dit, batch)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    expected = with_tiled_kernels(dit).velocity_by_operators(*arguments)
+    got = bound(x, torch.nn.functional.silu(time + condition), batch, window.keys, window.values)
+    assert torch.equal(got, expected)
+
+
+def test_refuses_what_it_cannot_run(isa):
+    dit = build_dit(torch.bfloat16)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    batch = batch_of(STREAMS["one"])
+    assert bound.fits(batch) == (isa == "amx")
+    assert not bound.fits(batch_of([(48, 0, 0)], frames_per_token=3))
+    assert not bound.fits(batch_of([(0, 0, 0)]))
+    with ak.use_backend("reference"):
+        assert not bound.fits(batch)
+    assert not available_for(dit.config, build_dit(torch.float16)._dense)
+    odd = SimpleNamespace(**{**vars(CONFIG), "hidden_size": 72, "head_dim": 36})
+    assert not available_for(odd, build_dit(torch.bfloat16, odd)._dense)
