@@ -32,8 +32,8 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
     weights["whisper"] = parameter_bytes(expected.whisper_keys(c.whisper), runtime.dtype)
     weights["speech tokenizer"] = parameter_bytes(expected.speech_tokenizer_keys(c.speech_tokenizer), torch.float32)
     on_gpu = runtime.device.type == "cuda"
-    if not on_gpu and native.available and "vocoder" in weights:
-        weights["vocoder, packed"] = weights["vocoder"]  # the bound convolutions keep a copy in their own order
+    if not on_gpu:
+        weights |= second_copies(weights, runtime.dtype)
     launches = len({1, config.decode_steps_per_launch})
     return memory_plan(
         c,
@@ -46,6 +46,16 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
         speech_batch=config.max_speech_batch,
         num_voices=config.max_voices,
     )
+
+
+def second_copies(weights: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    """Bytes that a CPU's native networks keep beside the weights: convolutions in their own order, and three bytes for every
+    four of a float32 matrix where those are multiplied as integers."""
+    copies = {"vocoder, packed": weights["vocoder"]} if native.available and "vocoder" in weights else {}
+    if native.prefers_fixed(torch.empty(1, 1)):
+        float32 = {"speech tokenizer"} | ({"whisper", "flow"} if dtype == torch.float32 else set())
+        copies |= {f"{part}, packed": size * 3 // 4 for part, size in weights.items() if part in float32}
+    return copies
 
 
 def check_fits(plan: MemoryPlan, runtime: Runtime) -> None:
