@@ -9,6 +9,7 @@ from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig, kv_sizes
 from antiphon.execution.kv_cache import sizes_for
 from antiphon.execution.memory_plan import llm_workspace, memory_plan
+from antiphon_kernels.native import prefers_fixed
 
 
 def test_the_engine_plans_what_it_allocates(tiny_runtime):
@@ -21,6 +22,17 @@ def test_the_engine_plans_what_it_allocates(tiny_runtime):
     assert kv_sizes(engine.config).trunk == kv.trunk.shape[2]
     assert "CUDA graphs" not in plan.workspace
     assert any(line.startswith("total") for line in plan.lines())
+
+
+def test_a_cpu_reckons_with_the_copies_that_it_multiplies_by(tiny_runtime):
+    plan = Engine(tiny_runtime, EngineConfig(max_sequences=1)).memory
+    layer = tiny_runtime.encoder.tokenizer.layers[0]
+    copies = {part: size for part, size in plan.weights.items() if part.endswith(", packed")}
+    assert ("speech tokenizer, packed" in copies) == prefers_fixed(layer.fc1.weight)
+    if "speech tokenizer, packed" in copies:
+        packed = [d.fixed for d in (layer.qkv, layer.out, layer.fc1, layer.fc2)]
+        layers = len(tiny_runtime.encoder.tokenizer.layers)
+        assert layers * sum(p.tiles.nbytes for p in packed) <= 1.3 * copies["speech tokenizer, packed"]
 
 
 def test_the_whole_7b_model_for_64_speakers():

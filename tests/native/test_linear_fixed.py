@@ -49,7 +49,9 @@ def test_is_as_near_to_the_product_as_float32(shape, isa):
     exact = x.double() @ weight.double().T
     size = x.double().norm(dim=1)[:, None] * weight.double().norm(dim=1)
     error = ((native(x, *pack_native(weight), None) - exact).abs() / size).max().item()
-    print(f"linear_fixed {shape} {isa}: error {error:.1e}, float32 {((F.linear(x, weight) - exact).abs() / size).max():.1e}")
+    print(
+        f"linear_fixed {shape} {isa}: error {error:.1e}, float32 {((F.linear(x, weight) - exact).abs() / size).max():.1e}"
+    )
     assert error <= 2.0**-21
 
 
