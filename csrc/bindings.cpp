@@ -323,7 +323,7 @@ std::vector<int64_t> run_token_step(TokenStep& step, int64_t num_rows, const std
 // tables: cos, sin; linears: weight, scales, bias, n, k of the input's, of five a layer, of the final modulation's and
 // of the output's.
 std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, const Addresses& tables,
-                                    const std::vector<Addresses>& linears) {
+                                    const std::vector<Addresses>& linears, int64_t alone_work) {
   std::vector<FlowLinear> all;
   for (const Addresses& a : linears)
     all.push_back({at(a.at(0)), at<float>(a.at(1)), at(a.at(2)), static_cast<int64_t>(a.at(3)),
@@ -333,14 +333,15 @@ std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, con
     layers.push_back({all[i], all[i + 1], all[i + 2], all[i + 3], all[i + 4]});
   return std::make_unique<FlowPass>(FlowWeights{static_cast<DType>(dtype), num_heads, eps, at<float>(tables.at(0)),
                                                 at<float>(tables.at(1)), all.at(0), std::move(layers),
-                                                all.at(all.size() - 2), all.back()});
+                                                all.at(all.size() - 2), all.back()}, alone_work);
 }
 
 // sizes and tensors in the order of FlowInput's members.
 void run_flow_pass(FlowPass& pass, const std::vector<int64_t>& sizes, const Addresses& a) {
   const FlowInput input{sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), at(a.at(0)), at(a.at(1)),
                         at<int64_t>(a.at(2)), at<int32_t>(a.at(3)), at<int64_t>(a.at(4)), at<int32_t>(a.at(5)),
-                        at(a.at(6)), at(a.at(7)), at(a.at(8))};
+                        at(a.at(6)), at(a.at(7)), at(a.at(8)), at<int64_t>(a.at(9)), at<int64_t>(a.at(10)),
+                        sizes.at(5)};
   py::gil_scoped_release release;
   pass.run(input);
 }

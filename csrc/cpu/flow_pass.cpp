@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -12,14 +13,13 @@ namespace {
 
 constexpr int64_t kBlock = 16;  // rows of a tile
 constexpr int64_t kCountersPerLayer = 16, kCountersOutside = 8;
-constexpr int64_t kAloneWork = 0;  // multiplications below which waking other threads costs more than they save
 
 int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 }  // namespace
 
-FlowPass::FlowPass(FlowWeights weights)
-    : m_(std::move(weights)),
+FlowPass::FlowPass(FlowWeights weights, int64_t alone_work)
+    : m_(std::move(weights)), alone_work_(alone_work),
       num_counters_(static_cast<int64_t>(m_.layers.size()) * kCountersPerLayer + kCountersOutside),
       counters_(new std::atomic<int64_t>[num_counters_]) {
   if (m_.layers.empty()) throw std::invalid_argument("flow pass: expected at least one layer");
@@ -130,32 +130,53 @@ struct FlowPass::Thread {
     job_barrier(count);
   }
 
-  // y = attention of the rotated q, k and v, packed.
-  void attend(size_t layer) {
-    const int64_t dim = hidden / m.num_heads, offset = static_cast<int64_t>(layer) * in.layer_stride * size;
+  void rotate() {
     blocks(rows, [&](int64_t row, int64_t n) {
       kernel.flow_rope({m.dtype, at(s.qkv_, row, 3 * hidden), in.positions + row, m.cos, m.sin, at(s.q_, row, hidden),
-                        at(s.k_, row, hidden), at(s.v_, row, hidden), 3 * hidden, n, m.num_heads, dim}, 0, 1);
+                        at(s.k_, row, hidden), at(s.v_, row, hidden), 3 * hidden, n, m.num_heads,
+                        hidden / m.num_heads}, 0, 1);
     });
     job_barrier(count);
+  }
+
+  char* window(void* cache, size_t layer) const {
+    return static_cast<char*>(cache) + static_cast<int64_t>(layer) * in.layer_stride * size;
+  }
+
+  // y = attention of the rotated q, k and v.
+  void attend(size_t layer) {
+    const int64_t dim = hidden / m.num_heads;
     AttentionPlan of_layer = plan;
     of_layer.next = next;
     next += 2;
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
-    kernel.flow_attention({m.dtype, s.q_.data(), s.k_.data(), s.v_.data(), in.cu_seqlens,
-                           static_cast<const char*>(in.keys) + offset, static_cast<const char*>(in.values) + offset,
-                           in.slots, in.cache_lens, s.y_.data(), in.window, scale, of_layer}, index, count);
+    kernel.flow_attention({m.dtype, s.q_.data(), s.k_.data(), s.v_.data(), in.cu_seqlens, window(in.keys, layer),
+                           window(in.values, layer), in.slots, in.cache_lens, s.y_.data(), in.window, scale, of_layer},
+                          index, count);
     job_barrier(count);
-    blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
-    job_barrier(count);
+  }
+
+  // Keys and values of the kept rows to their places.
+  void store(size_t layer) const {
+    const Range range = partition(in.num_kept, 1, index, count);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      std::memcpy(window(in.keys, layer) + in.places[i] * hidden * size, at(s.k_, in.kept[i], hidden), hidden * size);
+      std::memcpy(window(in.values, layer) + in.places[i] * hidden * size, at(s.v_, in.kept[i], hidden), hidden * size);
+    }
   }
 
   void layer(size_t i) {
     const FlowLayer& w = m.layers[i];
+    const bool ends = !in.out && i + 1 == m.layers.size();
     enter(i);
-    modulate(i + 1);
+    if (!ends) modulate(i + 1);
     project(w.qkv, s.y_, s.qkv_);
+    rotate();
+    if (ends) return store(i);
     attend(i);
+    if (!in.out) store(i);
+    blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
+    job_barrier(count);
     project(w.proj, s.y_, s.branch_);
     blocks(rows, [&](int64_t row, int64_t n) {
       add_branch(i, 2, row, n);
@@ -180,6 +201,7 @@ struct FlowPass::Thread {
     linear(m.input, in.x, s.rows_, rows, s.x_.data());
     job_barrier(count);
     for (size_t i = 0; i < m.layers.size(); ++i) layer(i);
+    if (!in.out) return;
     enter(m.layers.size());
     linear(m.output, s.y_.data(), s.rows_, rows, in.out);
   }
@@ -190,19 +212,20 @@ void FlowPass::run(const FlowInput& in) {
     throw std::invalid_argument("flow pass: expected 1, 2, 4, 8 or 16 frames a token, and whole tokens");
   const std::lock_guard<std::mutex> lock(busy_);
   reserve(in.num_rows, in.num_rows / in.frames_per_token);
+  const FlowLayer& w = m_.layers[0];
   AttentionUnits units(m_.num_heads, m_.hidden() / m_.num_heads);
+  int64_t work = in.num_rows * m_.hidden() * (w.qkv.n + w.proj.n + 2 * w.fc1.n);
   for (int64_t i = 0; i < in.num_streams; ++i) {
     const int64_t rows = in.cu_seqlens[i + 1] - in.cu_seqlens[i];
     units.add(rows, rows + in.cache_lens[i]);
+    work += 2 * rows * (rows + in.cache_lens[i]) * m_.hidden();
   }
   const AttentionPlan plan = units.plan();
   for (int64_t i = 0; i < num_counters_; ++i) counters_[i].store(0, std::memory_order_relaxed);
   const auto walk = [&](int index, int count) {
     Thread{*this, m_, kernels(), in, plan, index, count, counters_.get()}.evaluate();
   };
-  const FlowLayer& w = m_.layers[0];
-  const int64_t work = in.num_rows * m_.hidden() * (w.qkv.n + w.proj.n + 2 * w.fc1.n);
-  work < kAloneWork ? walk(0, 1) : parallel(walk);
+  work < alone_work_ ? walk(0, 1) : parallel(walk);
 }
 
 }  // namespace antiphon

@@ -48,14 +48,17 @@ struct FlowInput {
   const int32_t* cu_seqlens;  // [num_streams + 1]
   const int64_t* slots;       // [num_streams]
   const int32_t* cache_lens;  // [num_streams]
-  const void *keys, *values;  // [slots, window, heads, head_dim] of a layer, layers layer_stride elements apart
-  void* out;                  // [num_rows, num_mels]
+  void *keys, *values;        // [slots, window, heads, head_dim] of a layer, layers layer_stride elements apart
+  void* out;                  // [num_rows, num_mels], or null: the pass whose product is keys and values
+  const int64_t *kept, *places;  // [num_kept]: of rows `kept`, to rows `places` of the flattened window; read if no out
+  int64_t num_kept;
 };
 
 class FlowPass {
  public:
-  explicit FlowPass(FlowWeights weights);
-  // One evaluation at a time: a second caller waits.
+  // With fewer multiplications a layer than alone_work the calling thread does all: waking others costs more.
+  FlowPass(FlowWeights weights, int64_t alone_work);
+  // One evaluation at a time: a second caller waits. Every layer reads the window as it was before.
   void run(const FlowInput& input);
 
  private:
@@ -68,6 +71,7 @@ class FlowPass {
   void reserve(int64_t rows, int64_t tokens);
 
   const FlowWeights m_;
+  const int64_t alone_work_;
   std::mutex busy_;
   Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_, modulations_[2];
   Operand rows_, tokens_;

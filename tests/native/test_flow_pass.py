@@ -89,7 +89,7 @@ def with_tiled_kernels(dit: FlowDit) -> FlowDit:
 def test_equals_the_operators(name, dtype, isa, poison, with_threads):
     dit, batch = build_dit(dtype), batch_of(STREAMS[name])
     x, time, condition, _, window = arguments = inputs(dit, batch)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
     with ak.use_backend("native"):
         expected = with_tiled_kernels(dit).velocity_by_operators(*arguments)
     assert torch.isfinite(expected).all()
@@ -97,6 +97,27 @@ def test_equals_the_operators(name, dtype, isa, poison, with_threads):
     for threads in (1, 2, 3):
         got = with_threads(threads, lambda: bound(x, modulation, batch, window.keys, window.values))
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fills_the_window_as_the_operators_do(dtype, isa, poison, with_threads):
+    """Rows that replace the window's own: every layer reads it as it was, and nothing else is written."""
+    dit, batch = build_dit(dtype), batch_of(STREAMS["three"])
+    x, time, condition, _, window = inputs(dit, batch)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    modulation = torch.nn.functional.silu(time + condition)
+    rows = torch.tensor([0, 3, 23, 24, 27, 30, 91])
+    places = torch.tensor([3 * WINDOW, 3 * WINDOW + 39, 3 * WINDOW + 7, 1, 0, WINDOW + 39, WINDOW])
+    storage = [window.storage.clone() for _ in range(4)]
+    with ak.use_backend("native"):
+        with_tiled_kernels(dit).fill_by_operators(
+            x, time, condition, batch, FlowWindow(storage[0], SLOTS), rows, places
+        )
+    assert not torch.equal(storage[0].nan_to_num(), window.storage.nan_to_num())
+    for threads in (1, 2, 3):
+        ours = FlowWindow(storage[threads], SLOTS)
+        with_threads(threads, lambda w=ours: bound.fill(x, modulation, batch, w.keys, w.values, rows, places))
+        assert torch.equal(ours.storage.nan_to_num(), storage[0].nan_to_num())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -108,7 +129,8 @@ def test_velocity_is_one_call_with_the_operators_bits(dtype, isa):
     expected = dit.velocity_by_operators(*arguments)
     with ak.operator.count_calls() as calls:
         got = dit.velocity(*arguments)
-    assert calls == {("flow_pass", "native"): 1}
+        dit.fill_window(*arguments, torch.arange(4), torch.arange(4))
+    assert calls == {("flow_pass", "native"): 2}
     assert torch.equal(got, expected)
 
 
@@ -116,7 +138,7 @@ def test_velocity_is_one_call_with_the_operators_bits(dtype, isa):
 def test_a_stream_is_the_same_alone_and_after_a_larger_batch(dtype, isa):
     dit, streams = build_dit(dtype), STREAMS["three"]
     x, time, condition, batch, window = inputs(dit, batch_of(streams))
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
     modulation = torch.nn.functional.silu(time + condition)
     together, first = bound(x, modulation, batch, window.keys, window.values), 0
     for stream in streams:
@@ -130,7 +152,7 @@ def test_a_stream_is_the_same_alone_and_after_a_larger_batch(dtype, isa):
 def test_frames_may_have_tokens_of_their_own(isa):
     dit, batch = build_dit(torch.float32), batch_of(STREAMS["cached"], frames_per_token=1)
     x, time, condition, _, window = arguments = inputs(dit, batch)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
     expected = with_tiled_kernels(dit).velocity_by_operators(*arguments)
     got = bound(x, torch.nn.functional.silu(time + condition), batch, window.keys, window.values)
     assert torch.equal(got, expected)
@@ -138,7 +160,7 @@ def test_frames_may_have_tokens_of_their_own(isa):
 
 def test_refuses_what_it_cannot_run(isa):
     dit = build_dit(torch.bfloat16)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
     batch = batch_of(STREAMS["one"])
     assert bound.fits(batch) == (isa == "amx")
     assert not bound.fits(batch_of([(48, 0, 0)], frames_per_token=3))

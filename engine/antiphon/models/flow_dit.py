@@ -159,6 +159,22 @@ class FlowDit:
 
         Every layer reads the window as it was before. The last layer computes nothing but its keys and values.
         """
+        if self._bound is None or not self._bound.fits(batch):
+            return self.fill_by_operators(x, time, condition, batch, window, rows, places)
+        modulation = F.silu(time + condition)
+        self._bound.fill(x, modulation, batch, window.keys, window.values, rows, places)
+
+    def fill_by_operators(
+        self,
+        x: torch.Tensor,
+        time: torch.Tensor,
+        condition: torch.Tensor,
+        batch: FlowBatch,
+        window: FlowWindow,
+        rows: torch.Tensor,
+        places: torch.Tensor,
+    ) -> None:
+        """As :meth:`fill_window`, never as one native call."""
         modulation = F.silu(time + condition)
         x = self._linear("input_linear", x)
         for layer in range(self.config.depth):

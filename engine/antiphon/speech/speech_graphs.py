@@ -205,7 +205,9 @@ class _FillGraph(_FlowGraph):
         """What is captured."""
         dit, batch, inputs = self.owner.dit, self.batch(), self.inputs
         condition = dit.condition(batch.token_ids)
-        dit.fill_window(self.states, self._time, condition, batch, self.owner.window, inputs["kept"], inputs["places"])
+        dit.fill_by_operators(
+            self.states, self._time, condition, batch, self.owner.window, inputs["kept"], inputs["places"]
+        )
 
 
 class GraphedVocoder(BigVgan):
