@@ -58,12 +58,18 @@ class BuildWithCMake(build_ext):
 
 
 class BuildWithCudaSources(build_py):
-    """Puts csrc/cuda into the package, where NVRTC finds it at run time; an editable install reads it from the checkout."""
+    """Puts csrc/cuda into the package, where NVRTC finds it at run time; an editable install reads it from the checkout.
+
+    What an earlier build left in build/lib* goes first: a wheel takes the whole folder, removed modules and old binaries too.
+    """
 
     def run(self) -> None:
-        super().run()
         if self.editable_mode:
+            super().run()
             return
+        for package in {name.partition(".")[0] for name in self.packages}:
+            shutil.rmtree(Path(self.build_lib) / package, ignore_errors=True)
+        super().run()
         target = Path(self.build_lib) / "antiphon_kernels" / "cuda_sources"
         target.mkdir(parents=True, exist_ok=True)
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.[ch]*")):

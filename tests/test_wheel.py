@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from antiphon_kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "CMakeLists.txt", "csrc", "engine", "kernels")
+PLATFORM = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+STALE = ("antiphon/removed.py", "antiphon_kernels/_native.stale.so")
+"""Left by an earlier build in the folder that setuptools packs."""
 ANSWER = """
 import sys
 sys.meta_path = [f for f in sys.meta_path if "Editable" not in getattr(f, "__name__", "")]  # knows the checkout's modules
@@ -43,6 +48,10 @@ def unpacked(tmp_path_factory) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         ignored = {"ignore": shutil.ignore_patterns("*.so", "__pycache__")} if (ROOT / name).is_dir() else {}
         copy(ROOT / name, source / name, **ignored)
+    for folder_and_name in product(("build/lib", f"build/lib.{PLATFORM}"), STALE):
+        stale = source.joinpath(*folder_and_name)
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.write_text("left = True")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(wheels), str(source)]
     done = subprocess.run(
         command, env={**os.environ, "ANTIPHON_NATIVE": "0"}, capture_output=True, text=True, check=False
@@ -91,3 +100,8 @@ def test_holds_what_is_not_python(unpacked):
         "antiphon_kernels/cuda_sources",
     ):
         assert (unpacked / name).exists(), name
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_holds_nothing_of_an_earlier_build(unpacked, name):
+    assert not (unpacked / name).exists()

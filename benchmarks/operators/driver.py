@@ -58,9 +58,12 @@ def check(case: Case, call: Call, backend: str) -> Check:
             worst = max(worst, 0.0 if torch.equal(mine, theirs) else float("inf"))
             continue
         error, allowed = ((x.double() - true.double()).abs().max().item() for x in (mine, theirs))
-        budget = 2 * allowed + FLOOR[mine.dtype] * true.abs().max().item()
+        budget = 2 * allowed + (FLOOR[mine.dtype] + case.rounding) * true.abs().max().item()
         finite = bool(mine.isfinite().all())
-        worst, largest_error = max(worst, error / budget if finite and budget else float("inf")), max(largest_error, error)
+        worst, largest_error = (
+            max(worst, error / budget if finite and budget else float("inf")),
+            max(largest_error, error),
+        )
     return Check(worst <= 1, worst, largest_error)
 
 
@@ -92,19 +95,26 @@ def median_seconds(run: Callable[[], object], device: torch.device, repeats: int
 
 def measured_bandwidth(device: torch.device) -> float:
     """Bytes per second that a large sum reads on this device, the roofline's slope."""
-    size = 1 << 30 if device.type == "cuda" else 1 << 26
+    size = 1 << (30 if device.type == "cuda" else 28)
     x = torch.ones(size // 4, dtype=torch.float32, device=device)
-    return size / median_seconds(lambda: x.sum(), device, 10)
+    return size / _ceiling_seconds(lambda: x.sum(), device)
 
 
 def measured_operations(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product, the roofline's ceiling."""
-    n = 8192 if device.type == "cuda" else 512
+    n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
-    return 2 * n**3 / median_seconds(lambda: a @ a, device, 10)
+    return 2 * n**3 / _ceiling_seconds(lambda: a @ a, device)
 
 
-def run_case(case: Case, device: torch.device, dtype: torch.dtype, backend: str, roofline: tuple[float, float]) -> dict | None:
+def _ceiling_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """On a CPU the best of some calls: the first one sets up the product's kernel and its memory."""
+    return min(median_seconds(run, device, 10) for _ in range(1 if device.type == "cuda" else 6))
+
+
+def run_case(
+    case: Case, device: torch.device, dtype: torch.dtype, backend: str, roofline: tuple[float, float]
+) -> dict | None:
     """Check and time; None if the backend does not take this case. ``roofline``: bytes and operations per second."""
     operator = operators()[case.operator]
     call = case.build(Maker(device, dtype))

@@ -11,12 +11,14 @@ import torch
 
 from antiphon.environment import bench_sizes
 from antiphon.planner.operator_cases import FULL, TOY, Maker, cases
+from antiphon.planner.operator_cases_cpu import cpu_cases
 from antiphon_kernels import count_calls, operators
 
 from .driver import check, measured_bandwidth, measured_operations, synchronise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = {"full": FULL, "toy": TOY}[bench_sizes(DEVICE.type == "cuda")]
+CASES = cases(SIZES) + (cpu_cases(SIZES) if DEVICE.type == "cpu" else [])
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +27,7 @@ def roofline() -> tuple[float, float]:
     return measured_bandwidth(DEVICE), measured_operations(DEVICE, torch.bfloat16)
 
 
-@pytest.mark.parametrize("case", cases(SIZES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_operator(benchmark, roofline, case):
     operator = operators()[case.operator]
     call = case.build(Maker(DEVICE))
@@ -38,7 +40,10 @@ def test_operator(benchmark, roofline, case):
         operator(*call.args)
         synchronise(DEVICE)
 
-    if case.operator in ("advance_streams", "decode_inputs"):  # every call moves the state on; the histories are as long as they are
+    if case.operator in (
+        "advance_streams",
+        "decode_inputs",
+    ):  # every call moves the state on; the histories are as long as they are
         benchmark.pedantic(run, rounds=5)
     else:
         benchmark(run)

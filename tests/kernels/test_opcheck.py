@@ -6,23 +6,11 @@ import pytest
 import torch
 
 from antiphon.planner.operator_cases import TOY, Maker, cases
-from antiphon_kernels import operators, pack_fixed
+from antiphon.planner.operator_cases_cpu import cpu_cases
+from antiphon_kernels import operators
 
-FIRST = {case.operator: case for case in reversed(cases(TOY))}
-"""The first case of each operator of the list that is compiled and timed."""
-
-
-def arguments(name: str) -> tuple:
-    """Small arguments of an operator; those that run on PyTorch's own kernels on a GPU are not among the cases."""
-    if name == "linear_fixed":
-        return torch.randn(3, 70), *pack_fixed(torch.randn(33, 70)), torch.randn(33)
-    if name == "gelu":
-        return torch.randn(3, 7), True
-    if name == "conv1d":
-        return torch.randn(2, 8, 20), torch.randn(8, 8, 3), torch.randn(8), torch.randn(2, 8, 20), 2
-    return FIRST[name].build(Maker("cpu", torch.float32)).args
-
-
+FIRST = {case.operator: case for case in reversed(cases(TOY) + cpu_cases(TOY))}
+"""The first case of each operator of the lists that are compiled and timed."""
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
@@ -30,5 +18,9 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_
 def test_opcheck(name):
     """All checks; for float8 arguments, which PyTorch cannot compare on a CPU, all but that of what is written to."""
     checks = CHECKS[1:] if "fp8" in name else CHECKS
-    results = torch.library.opcheck(getattr(torch.ops.antiphon, name).default, arguments(name), test_utils=checks)
+    results = torch.library.opcheck(
+        getattr(torch.ops.antiphon, name).default,
+        FIRST[name].build(Maker("cpu", torch.float32)).args,
+        test_utils=checks,
+    )
     assert results == dict.fromkeys(checks, "SUCCESS")

@@ -59,12 +59,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Case:
-    """One call of ``operator``; ``build(maker)`` makes the arguments. ``exact``: results are ints and must be equal."""
+    """One call of ``operator``; ``build(maker)`` makes the arguments. ``exact``: results are ints and must be equal.
+
+    ``rounding``: what an implementation may round beyond its dtype, relative to the largest true value.
+    """
 
     operator: str
     label: str
     build: Callable[[Maker], Call]
     exact: bool = False
+    rounding: float = 0.0
 
     @property
     def name(self) -> str:
