@@ -32,7 +32,7 @@ with antiphon_kernels.count_calls() as calls:
     wav, text = KimiAudio(sys.argv[2]).generate(
         [{"role": "user", "message_type": "audio", "content": sys.argv[3]}], output_type="both", seed=1
     )
-print(text, wav.shape[1] > 24000, calls["decode_step", "native"] > 0)
+print(text, wav.shape[1] > 24000, calls["token_step", "native"] > 0)
 """
 
 pytestmark = pytest.mark.slow  # a build, then two answers
