@@ -26,7 +26,7 @@ def test_questions_are_heard_and_answered(demo, tmp_path, scheme):
         report = summarise(evaluate(model, rows))
     assert report.answer_accuracy == 1.0 and report.plain.wer_all == 0.0
     backend = "native" if available else "reference"
-    assert calls[f"linear_{scheme}", backend] and (calls["decode_step", "native"] or not available)
+    assert calls[f"linear_{scheme}", backend] and (calls["token_step", "native"] or not available)
 
 
 def test_a_reservoir_is_an_even_sample():
