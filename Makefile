@@ -29,7 +29,7 @@ lint: $(VENV)/.ready
 native: $(VENV)/.ready
 
 # The native tests under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set, on a copy of the package.
-# On two CPUs building takes 1 min 10 s and testing 1 min 20 s. -g1 is what a stack trace with line numbers needs.
+# On two CPUs building takes a minute or two and testing up to five. -g1 is what a stack trace with line numbers needs.
 sanitizer := build/sanitize
 sanitize: $(VENV)/.ready
 	$(run) -m pip install --quiet pybind11 cmake ninja

@@ -40,10 +40,8 @@ def test_operator(benchmark, roofline, case):
         operator(*call.args)
         synchronise(DEVICE)
 
-    if case.operator in (
-        "advance_streams",
-        "decode_inputs",
-    ):  # every call moves the state on; the histories are as long as they are
+    if case.operator in ("advance_streams", "decode_inputs"):
+        # Every call moves the state on; the histories are as long as they are.
         benchmark.pedantic(run, rounds=5)
     else:
         benchmark(run)

@@ -210,6 +210,42 @@ def chunk_kernel(
         tl.store(indices + part + rest, 0x7FFFFFFF, rest >= count)
 
 
+@jit
+def draw_from_all(
+    source, past, step, reach, strength, k, heat, seed, stream, vocabulary: tl.constexpr, SPAN: tl.constexpr,
+    LOW: tl.constexpr,
+):  # fmt: skip
+    """The id drawn from the k best of all logits of a row: their threshold bit by bit, then one pass with noise."""
+    lanes = tl.arange(0, SPAN)
+    threshold = tl.full((), 0, tl.uint32)
+    above = tl.full((), 0, tl.int32)
+    for i in range(32 - LOW):
+        candidate = threshold | (tl.full((), 1, tl.uint32) << (31 - LOW - i))
+        count = tl.full((), 0, tl.int32)
+        for first in range(0, vocabulary, SPAN):
+            inside = first + lanes < vocabulary
+            scores = load_scores(source, first + lanes, inside, first, SPAN, past, step, reach, strength)
+            count += tl.sum((inside & (sort_key(scores, LOW) >= candidate)).to(tl.int32), 0)
+        threshold = tl.where(count >= k, candidate, threshold)
+        above = tl.where(count >= k, above, count)
+    room = k.to(tl.int32) - above
+    best = tl.full((), float("-inf"), tl.float32)
+    index = tl.full((), 0x7FFFFFFF, tl.int32)
+    for first in range(0, vocabulary, SPAN):
+        ids = first + lanes
+        inside = ids < vocabulary
+        scores = load_scores(source, ids, inside, first, SPAN, past, step, reach, strength)
+        keys = tl.where(inside, sort_key(scores, LOW), 0)
+        level = (inside & (keys == threshold)).to(tl.int32)
+        kept = (keys > threshold) | ((level > 0) & (tl.cumsum(level, 0) <= room))
+        room -= tl.sum(level, 0)
+        noisy = tl.div_rn(scores, heat) + gumbel_triton(ids, step, seed, stream)
+        new, place = best_of(tl.where(kept, noisy, float("-inf")), ids)
+        index = tl.where(new > best, place, index)
+        best = tl.maximum(new, best)
+    return index
+
+
 @jit(varying=("stream",))
 def draw_kernel(
     logits,
@@ -246,7 +282,7 @@ def draw_kernel(
     if (heat <= GREEDY) | (k <= 0) | (k >= vocabulary):
         chunk = tl.arange(0, CHUNKS)
         scores = tl.load(values + part + chunk * FEW, chunk < num_chunks, float("-inf"))
-        best, index = best_of(scores, tl.load(indices + part + chunk * FEW, chunk < num_chunks, 0x7FFFFFFF))
+        _best, index = best_of(scores, tl.load(indices + part + chunk * FEW, chunk < num_chunks, 0x7FFFFFFF))
         tl.store(out + row, index.to(tl.int64))
     elif k <= FEW:
         place = tl.arange(0, CHUNKS * FEW)
@@ -255,39 +291,12 @@ def draw_kernel(
         ids = tl.load(indices + part + place, held, 0x7FFFFFFF)
         kept = keep_largest(tl.where(held, sort_key(scores, LOW), 0), k.to(tl.int32), 32 - LOW)
         noisy = tl.div_rn(scores, heat) + gumbel_triton(ids, step, seed, stream)
-        best, index = best_of(tl.where(kept, noisy, float("-inf")), tl.where(kept, ids, 0x7FFFFFFF))
+        _best, index = best_of(tl.where(kept, noisy, float("-inf")), tl.where(kept, ids, 0x7FFFFFFF))
         tl.store(out + row, index.to(tl.int64))
     else:
-        reach = tl.load(window + slot * parameter_stride)
-        strength = tl.load(penalty + slot * parameter_stride)
+        reach, strength = tl.load(window + slot * parameter_stride), tl.load(penalty + slot * parameter_stride)
         source, past = logits + row * logits_stride, history + slot * history_stride
-        lanes = tl.arange(0, SPAN)
-        threshold = tl.full((), 0, tl.uint32)
-        above = tl.full((), 0, tl.int32)
-        for i in range(32 - LOW):
-            candidate = threshold | (tl.full((), 1, tl.uint32) << (31 - LOW - i))
-            count = tl.full((), 0, tl.int32)
-            for first in range(0, vocabulary, SPAN):
-                inside = first + lanes < vocabulary
-                scores = load_scores(source, first + lanes, inside, first, SPAN, past, step, reach, strength)
-                count += tl.sum((inside & (sort_key(scores, LOW) >= candidate)).to(tl.int32), 0)
-            threshold = tl.where(count >= k, candidate, threshold)
-            above = tl.where(count >= k, above, count)
-        room = k.to(tl.int32) - above
-        best = tl.full((), float("-inf"), tl.float32)
-        index = tl.full((), 0x7FFFFFFF, tl.int32)
-        for first in range(0, vocabulary, SPAN):
-            ids = first + lanes
-            inside = ids < vocabulary
-            scores = load_scores(source, ids, inside, first, SPAN, past, step, reach, strength)
-            keys = tl.where(inside, sort_key(scores, LOW), 0)
-            level = (inside & (keys == threshold)).to(tl.int32)
-            kept = (keys > threshold) | ((level > 0) & (tl.cumsum(level, 0) <= room))
-            room -= tl.sum(level, 0)
-            noisy = tl.div_rn(scores, heat) + gumbel_triton(ids, step, seed, stream)
-            new, place = best_of(tl.where(kept, noisy, float("-inf")), ids)
-            index = tl.where(new > best, place, index)
-            best = tl.maximum(new, best)
+        index = draw_from_all(source, past, step, reach, strength, k, heat, seed, stream, vocabulary, SPAN, LOW)
         tl.store(out + row, index.to(tl.int64))
 
 

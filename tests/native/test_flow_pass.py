@@ -91,7 +91,7 @@ def test_equals_the_operators(name, dtype, isa, poison, with_threads):
     x, time, condition, _, window = arguments = inputs(dit, batch)
     bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
     with ak.use_backend("native"):
-        expected = with_tiled_kernels(dit).velocity_by_operators(*arguments)
+        expected = with_tiled_kernels(dit).velocity(*arguments, bound=False)
     assert torch.isfinite(expected).all()
     modulation = torch.nn.functional.silu(time + condition)
     for threads in (1, 2, 3):
@@ -110,8 +110,8 @@ def test_fills_the_window_as_the_operators_do(dtype, isa, poison, with_threads):
     places = torch.tensor([3 * WINDOW, 3 * WINDOW + 39, 3 * WINDOW + 7, 1, 0, WINDOW + 39, WINDOW])
     storage = [window.storage.clone() for _ in range(4)]
     with ak.use_backend("native"):
-        with_tiled_kernels(dit).fill_by_operators(
-            x, time, condition, batch, FlowWindow(storage[0], SLOTS), rows, places
+        with_tiled_kernels(dit).fill_window(
+            x, time, condition, batch, FlowWindow(storage[0], SLOTS), rows, places, bound=False
         )
     assert not torch.equal(storage[0].nan_to_num(), window.storage.nan_to_num())
     for threads in (1, 2, 3):
@@ -126,7 +126,7 @@ def test_velocity_is_one_call_with_the_operators_bits(dtype, isa):
         pytest.skip(f"{isa}: operators")
     dit, batch = build_dit(dtype), batch_of(STREAMS["three"])
     arguments = inputs(dit, batch)
-    expected = dit.velocity_by_operators(*arguments)
+    expected = dit.velocity(*arguments, bound=False)
     with ak.operator.count_calls() as calls:
         got = dit.velocity(*arguments)
         dit.fill_window(*arguments, torch.arange(4), torch.arange(4))
@@ -153,7 +153,7 @@ def test_frames_may_have_tokens_of_their_own(isa):
     dit, batch = build_dit(torch.float32), batch_of(STREAMS["cached"], frames_per_token=1)
     x, time, condition, _, window = arguments = inputs(dit, batch)
     bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
-    expected = with_tiled_kernels(dit).velocity_by_operators(*arguments)
+    expected = with_tiled_kernels(dit).velocity(*arguments, bound=False)
     got = bound(x, torch.nn.functional.silu(time + condition), batch, window.keys, window.values)
     assert torch.equal(got, expected)
 

@@ -59,24 +59,13 @@ class TileBlock {
     for (int64_t j = 0; j < n; j += 32) {
       const bf16* key = keys + j / 16 * depths_ * kTile;
       const bf16* query = queries_ + group * depths_ * kTile;
-      _tile_zero(0);
-      _tile_zero(1);
-      if constexpr (kGroups == 2) {
-        _tile_zero(2);
-        _tile_zero(3);
-      }
+      zero_sums<kGroups>();
       for (int64_t depth = 0; depth < depths_; ++depth, key += kTile, query += kTile) {
         fetch_tile(key + 2 * depths_ * kTile);
         fetch_tile(key + 3 * depths_ * kTile);
         products<kGroups>(key, depths_ * kTile, query, depths_ * kTile);
       }
-      float* to = scores_ + j * 16;
-      _tile_stored(0, to, 64);
-      _tile_stored(1, to + kSums, 64);
-      if constexpr (kGroups == 2) {
-        _tile_stored(2, to + kKeyBlock * 16, 64);
-        _tile_stored(3, to + kKeyBlock * 16 + kSums, 64);
-      }
+      store_sums<kGroups>(scores_ + j * 16, kSums, kKeyBlock * 16);
     }
   }
 
@@ -98,23 +87,13 @@ class TileBlock {
     for (int64_t dim = 0; dim < dims_; dim += 2) {
       float* sums = sums_ + (group * dims_ + dim) * kSums;
       const bf16* value = block + kKeyBlock * depths_ * 32 + dim * kTile;
-      _tile_loadd(0, sums, 64);
-      _tile_loadd(1, sums + kSums, 64);
-      if constexpr (kGroups == 2) {
-        _tile_loadd(2, sums + dims_ * kSums, 64);
-        _tile_loadd(3, sums + dims_ * kSums + kSums, 64);
-      }
+      load_sums<kGroups>(sums, kSums, dims_ * kSums);
       for (int64_t j = 0; j < n; j += 32, value += dims_ * kTile) {
         fetch_tile(value + 2 * dims_ * kTile);
         fetch_tile(value + 2 * dims_ * kTile + kTile);
         products<kGroups>(value, kTile, weights_ + j * 16, kKeyBlock * 16);
       }
-      _tile_stored(0, sums, 64);
-      _tile_stored(1, sums + kSums, 64);
-      if constexpr (kGroups == 2) {
-        _tile_stored(2, sums + dims_ * kSums, 64);
-        _tile_stored(3, sums + dims_ * kSums + kSums, 64);
-      }
+      store_sums<kGroups>(sums, kSums, dims_ * kSums);
     }
   }
 
@@ -139,6 +118,7 @@ class TileBlock {
     const int64_t left = dim - 32 * depth;
     return left >= 32 ? Dot<bf16>::load(row + 32 * depth) : Dot<bf16>::load_n(row + 32 * depth, left);
   }
+
   // To the first-level cache, which the tile loads do not prefetch by themselves; may lie past the block.
   static void fetch_tile(const bf16* tile) {
     for (int64_t i = 0; i < kTile; i += 32) prefetch(tile + i);

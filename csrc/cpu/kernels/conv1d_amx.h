@@ -83,22 +83,9 @@ inline void tile_chunk(const ConvChunk& c) {
     if (c.ahead)
       for (int64_t line = i * share; line < min64((i + 1) * share, kConvWeightBytes / 64); ++line)
         _mm_prefetch(c.ahead + line * 64, _MM_HINT_T1);
-    if (c.begin == 0) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    } else {
-      _tile_loadd(0, sums, 64);
-      _tile_loadd(1, sums + kConvSums, 64);
-      _tile_loadd(2, sums + 256, 64);
-      _tile_loadd(3, sums + kConvSums + 256, 64);
-    }
+    c.begin == 0 ? zero_sums<2>() : load_sums<2>(sums, kConvSums, 256);
     tile_products<kSplit>(c.input + i * kConvTimes * 64, w, at, c.end - c.begin, c.plane_bytes);
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + kConvSums, 64);
-    _tile_stored(2, sums + 256, 64);
-    _tile_stored(3, sums + kConvSums + 256, 64);
+    store_sums<2>(sums, kConvSums, 256);
   }
 }
 

@@ -133,23 +133,10 @@ inline void digit_products(const int8_t* x, const int8_t* w, int64_t x_block, in
 template <int kBlocks>
 inline void fixed_tiles(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths, bool first, int32_t* sums) {
   for (int weight = 0; weight < 3; ++weight, sums += kSums) {
-    if (first) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    } else {
-      _tile_loadd(0, sums, 64);
-      _tile_loadd(1, sums + 256, 64);
-      _tile_loadd(2, sums + 2 * 256, 64);
-      _tile_loadd(3, sums + 3 * 256, 64);
-    }
+    first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
     for (int of_x = 0; of_x <= weight; ++of_x)
       digit_products<kBlocks>(x + of_x * kTile, w + (weight - of_x) * 2 * kTile, x_block, depths);
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
-    _tile_stored(2, sums + 2 * 256, 64);
-    _tile_stored(3, sums + 3 * 256, 64);
+    store_sums<kBlocks>(sums, 256, 2 * 256);
   }
 }
 

@@ -43,19 +43,7 @@ struct WideProblem {
 // sums[x block][W block][16][16] += 32 rows of W times one or two blocks of x, over `depths` of k.
 template <int kBlocks>
 inline void wide_tiles(const bf16* w, const bf16* x, int64_t k, int64_t depths, bool first, float* sums) {
-  if (first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + 256, 64);
-    if constexpr (kBlocks == 2) {
-      _tile_loadd(2, sums + 2 * 256, 64);
-      _tile_loadd(3, sums + 3 * 256, 64);
-    }
-  }
+  first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
   for (int64_t i = 0; i < depths; ++i, w += 2 * kTileElements, x += kTileElements) {
     _tile_loadd(4, w, 64);
     _tile_loadd(6, x, 64);
@@ -68,12 +56,7 @@ inline void wide_tiles(const bf16* w, const bf16* x, int64_t k, int64_t depths, 
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + 256, 64);
-  if constexpr (kBlocks == 2) {
-    _tile_stored(2, sums + 2 * 256, 64);
-    _tile_stored(3, sums + 3 * 256, 64);
-  }
+  store_sums<kBlocks>(sums, 256, 2 * 256);
 }
 
 // out[t][0, columns) = sums[.., t] + bias

@@ -27,6 +27,38 @@ inline void configure_tiles(int64_t columns) {
   _tile_loadconfig(&config);
 }
 
+// Sums of two blocks of 16 by two in tiles 0 to 3, of one by two in 0 and 1: tile 1 is `second` elements behind tile 0 in
+// memory, the second pair `pair` elements behind the first.
+template <int kBlocks>
+inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kBlocks == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+}
+
+template <int kBlocks, class T>
+inline void load_sums(const T* sums, int64_t second, int64_t pair) {
+  _tile_loadd(0, sums, 64);
+  _tile_loadd(1, sums + second, 64);
+  if constexpr (kBlocks == 2) {
+    _tile_loadd(2, sums + pair, 64);
+    _tile_loadd(3, sums + pair + second, 64);
+  }
+}
+
+template <int kBlocks, class T>
+inline void store_sums(T* sums, int64_t second, int64_t pair) {
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + second, 64);
+  if constexpr (kBlocks == 2) {
+    _tile_stored(2, sums + pair, 64);
+    _tile_stored(3, sums + pair + second, 64);
+  }
+}
+
 // 16 x 16 words of 4 bytes: row i becomes column i.
 inline void transpose_words(__m512i (&v)[16]) {
   __m512i t[16];

@@ -114,30 +114,22 @@ class FlowDit:
         return F.embedding(token_ids, self.weights["semantic_token_embedding.weight"])
 
     def velocity(
-        self, x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor, batch: FlowBatch, window: FlowWindow
+        self,
+        x: torch.Tensor,
+        time: torch.Tensor,
+        condition: torch.Tensor,
+        batch: FlowBatch,
+        window: FlowWindow,
+        *,
+        bound: bool = True,
     ) -> torch.Tensor:
-        """Velocity [T, num_mels] at state ``x`` [T, num_mels] and time vector ``time`` [H]; the window is only read."""
+        """Velocity [T, num_mels] at state ``x`` [T, num_mels] and time vector ``time`` [H]; the window is only read.
+
+        ``bound``: one native call where there is one; without it operators, which is what a capture must see.
+        """
         modulation = F.silu(time + condition)
-        if self._bound is not None and self._bound.fits(batch):
-            return self._bound(x, modulation, batch, window.keys, window.values)
-        return self._evaluate(x, modulation, batch, window)
-
-    def velocity_by_operators(
-        self, x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor, batch: FlowBatch, window: FlowWindow
-    ) -> torch.Tensor:
-        """As :meth:`velocity`, never as one native call: what a capture must see."""
-        return self._evaluate(x, F.silu(time + condition), batch, window)
-
-    @cached_property
-    def _bound(self) -> FlowPass | None:
-        """An evaluation as one native call, made at the first; None elsewhere."""
-        if self.device.type != "cpu":
-            return None
-        return bind_flow_pass(self.config, self._dense, self.cos, self.sin, NORM_EPS)
-
-    def _evaluate(
-        self, x: torch.Tensor, modulation: torch.Tensor, batch: FlowBatch, window: FlowWindow
-    ) -> torch.Tensor:
+        if bound and (flow_pass := self._pass_for(batch)):
+            return flow_pass(x, modulation, batch, window.keys, window.values)
         x = self._linear("input_linear", x)
         for layer in range(self.config.depth):
             x = self._block(layer, x, modulation, batch, window)
@@ -154,32 +146,32 @@ class FlowDit:
         window: FlowWindow,
         rows: torch.Tensor,
         places: torch.Tensor,
+        *,
+        bound: bool = True,
     ) -> None:
         """The pass whose only product is keys and values: those of ``rows`` go to ``places`` of the window.
 
-        Every layer reads the window as it was before. The last layer computes nothing but its keys and values.
+        Every layer reads the window as it was before. The last layer computes nothing but its keys and values. ``bound`` as
+        in :meth:`velocity`.
         """
-        if self._bound is None or not self._bound.fits(batch):
-            return self.fill_by_operators(x, time, condition, batch, window, rows, places)
         modulation = F.silu(time + condition)
-        self._bound.fill(x, modulation, batch, window.keys, window.values, rows, places)
-
-    def fill_by_operators(
-        self,
-        x: torch.Tensor,
-        time: torch.Tensor,
-        condition: torch.Tensor,
-        batch: FlowBatch,
-        window: FlowWindow,
-        rows: torch.Tensor,
-        places: torch.Tensor,
-    ) -> None:
-        """As :meth:`fill_window`, never as one native call."""
-        modulation = F.silu(time + condition)
+        if bound and (flow_pass := self._pass_for(batch)):
+            return flow_pass.fill(x, modulation, batch, window.keys, window.values, rows, places)
         x = self._linear("input_linear", x)
         for layer in range(self.config.depth):
             last = layer == self.config.depth - 1
             x = self._block(layer, x, modulation, batch, window, store=(rows, places), stop_at_keys=last)
+
+    def _pass_for(self, batch: FlowBatch) -> FlowPass | None:
+        """The native call that takes the batch, if there is one."""
+        return self._flow_pass if self._flow_pass and self._flow_pass.fits(batch) else None
+
+    @cached_property
+    def _flow_pass(self) -> FlowPass | None:
+        """An evaluation as one native call, made at the first; None elsewhere."""
+        if self.device.type != "cpu":
+            return None
+        return bind_flow_pass(self.config, self._dense, self.cos, self.sin, NORM_EPS)
 
     def _block(
         self,

@@ -174,7 +174,7 @@ class _SolveGraph(_FlowGraph):
         condition = dit.condition(batch.token_ids)
         x = self.inputs["noise"].to(dit.dtype)
         for time, width in zip(self._times, self._widths, strict=True):
-            v = dit.velocity_by_operators(x, time, condition, batch, self.owner.window)
+            v = dit.velocity(x, time, condition, batch, self.owner.window, bound=False)
             x = euler_step(x, v, width)
         self.result.copy_(x)
 
@@ -205,9 +205,8 @@ class _FillGraph(_FlowGraph):
         """What is captured."""
         dit, batch, inputs = self.owner.dit, self.batch(), self.inputs
         condition = dit.condition(batch.token_ids)
-        dit.fill_by_operators(
-            self.states, self._time, condition, batch, self.owner.window, inputs["kept"], inputs["places"]
-        )
+        places = (inputs["kept"], inputs["places"])
+        dit.fill_window(self.states, self._time, condition, batch, self.owner.window, *places, bound=False)
 
 
 class GraphedVocoder(BigVgan):
