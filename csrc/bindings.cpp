@@ -7,6 +7,7 @@
 
 #include "attention_plan.h"
 #include "decode_step.h"
+#include "encoder_pass.h"
 #include "flow_pass.h"
 #include "isa.h"
 #include "kernels.h"
@@ -158,7 +159,7 @@ void encoder_attention(int dtype, Address q, Address k, Address v, const std::ve
     units.add(rows, block > 0 ? std::min(at<int64_t>(lengths)[s], rows) : rows);
   launch(kernels().encoder_attention,
          EncoderAttentionArgs{static_cast<DType>(dtype), heads_at(q, 0), heads_at(k, 3), heads_at(v, 6),
-                              at<int64_t>(lengths), at(out), rows, block, scale, units.plan()});
+                              at<int64_t>(lengths), at(out), rows, rows, block, scale, units.plan()});
 }
 
 void gelu(int dtype, Address x, Address out, int64_t size, bool tanh) {
@@ -320,14 +321,19 @@ std::vector<int64_t> run_token_step(TokenStep& step, int64_t num_rows, const std
   return {work.trunk_rows, work.text_rows, work.audio_rows, work.text_heads, work.audio_heads};
 }
 
+std::vector<PassLinear> pass_linears(const std::vector<Addresses>& linears) {
+  std::vector<PassLinear> all;
+  for (const Addresses& a : linears)
+    all.push_back({at(a.at(0)), at<float>(a.at(1)), at(a.at(2)), static_cast<int64_t>(a.at(3)),
+                   static_cast<int64_t>(a.at(4))});
+  return all;
+}
+
 // tables: cos, sin; linears: weight, scales, bias, n, k of the input's, of five a layer, of the final modulation's and
 // of the output's.
 std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, const Addresses& tables,
                                     const std::vector<Addresses>& linears, int64_t alone_work) {
-  std::vector<FlowLinear> all;
-  for (const Addresses& a : linears)
-    all.push_back({at(a.at(0)), at<float>(a.at(1)), at(a.at(2)), static_cast<int64_t>(a.at(3)),
-                   static_cast<int64_t>(a.at(4))});
+  const std::vector<PassLinear> all = pass_linears(linears);
   std::vector<FlowLayer> layers;
   for (size_t i = 1; i + 5 < all.size(); i += 5)
     layers.push_back({all[i], all[i + 1], all[i + 2], all[i + 3], all[i + 4]});
@@ -342,6 +348,30 @@ void run_flow_pass(FlowPass& pass, const std::vector<int64_t>& sizes, const Addr
                         at<int64_t>(a.at(2)), at<int32_t>(a.at(3)), at<int64_t>(a.at(4)), at<int32_t>(a.at(5)),
                         at(a.at(6)), at(a.at(7)), at(a.at(8)), at<int64_t>(a.at(9)), at<int64_t>(a.at(10)),
                         sizes.at(5)};
+  py::gil_scoped_release release;
+  pass.run(input);
+}
+
+// Vectors: a weight and a bias.
+PassVectors vectors(const Addresses& a, size_t i) { return {at(a.at(i)), at(a.at(i + 1))}; }
+
+// linears: weight, scales, bias, n, k of both convolutions and of qkv, out, fc1, fc2 of every layer; norms: weight and
+// bias of two a layer and of the final one, which may be null.
+std::unique_ptr<EncoderPass> encoder_pass(int dtype, int64_t num_heads, float eps, int64_t leading, Address positions,
+                                          const std::vector<Addresses>& linears, const Addresses& norms) {
+  const std::vector<PassLinear> all = pass_linears(linears);
+  std::vector<EncoderLayer> layers;
+  for (size_t i = 2, norm = 0; i + 4 <= all.size(); i += 4, norm += 4)
+    layers.push_back({vectors(norms, norm), vectors(norms, norm + 2), all[i], all[i + 1], all[i + 2], all[i + 3]});
+  return std::make_unique<EncoderPass>(EncoderWeights{static_cast<DType>(dtype), num_heads, eps, leading, all.at(0),
+                                                      all.at(1), at(positions), std::move(layers),
+                                                      vectors(norms, norms.size() - 2)});
+}
+
+// sizes: segments, frames, wanted, block.
+void run_encoder_pass(EncoderPass& pass, const std::vector<int64_t>& sizes, Address mels, Address lengths,
+                      Address out) {
+  const EncoderInput input{sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), at(mels), at<int64_t>(lengths), at(out)};
   py::gil_scoped_release release;
   pass.run(input);
 }
@@ -392,6 +422,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("bytes", &PackedConv::bytes);
   py::class_<AmpBlocks>(m, "AmpBlocks").def(py::init(&amp_blocks)).def("run", &run_amp_blocks);
   py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
+  py::class_<EncoderPass>(m, "EncoderPass").def(py::init(&encoder_pass)).def("run", &run_encoder_pass);
   py::class_<FlowPass>(m, "FlowPass").def(py::init(&flow_pass)).def("run", &run_flow_pass);
   py::class_<TokenStep>(m, "TokenStep").def(py::init(&token_step), py::keep_alive<1, 2>()).def("run", &run_token_step);
 }

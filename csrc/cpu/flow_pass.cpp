@@ -1,6 +1,5 @@
 #include "flow_pass.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -11,17 +10,13 @@
 namespace antiphon {
 namespace {
 
-constexpr int64_t kBlock = 16;  // rows of a tile
 constexpr int64_t kCountersPerLayer = 16, kCountersOutside = 8;
-
-int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 }  // namespace
 
 FlowPass::FlowPass(FlowWeights weights, int64_t alone_work)
     : m_(std::move(weights)), alone_work_(alone_work),
-      num_counters_(static_cast<int64_t>(m_.layers.size()) * kCountersPerLayer + kCountersOutside),
-      counters_(new std::atomic<int64_t>[num_counters_]) {
+      counters_(static_cast<int64_t>(m_.layers.size()) * kCountersPerLayer + kCountersOutside) {
   if (m_.layers.empty()) throw std::invalid_argument("flow pass: expected at least one layer");
 }
 
@@ -31,63 +26,17 @@ void FlowPass::reserve(int64_t rows, int64_t tokens) {
   qkv_.reserve(rows * 3 * hidden * size);
   hidden_.reserve(rows * mlp * size);
   for (Aligned<char>& buffer : modulations_) buffer.reserve(tokens * 6 * hidden * size);
-  const auto tiles = [&](Operand& to, int64_t n, int64_t k) {
-    to.tiles.reserve(m_.dtype == DType::f32 ? linear_fixed_bytes(n, k) : linear_wide_workspace(n, n, k) * size);
-    to.scales.reserve((n + kBlock - 1) / kBlock * kBlock);
-  };
-  tiles(rows_, rows, std::max({hidden, mlp, m_.input.k}));
-  tiles(tokens_, tokens, hidden);
+  rows_.reserve(m_.dtype, rows, std::max({hidden, mlp, m_.input.k}));
+  tokens_.reserve(m_.dtype, tokens, hidden);
 }
 
-// One thread's walk through the evaluation. A phase ends when all threads have finished it; within one, threads take
-// blocks of rows or panels of columns as they come, each phase by a counter of its own.
-struct FlowPass::Thread {
+struct FlowPass::Thread : PassThread {
   FlowPass& s;
   const FlowWeights& m;
-  const Kernels& kernel;
   const FlowInput& in;
   const AttentionPlan& plan;
-  const int index, count;
-  std::atomic<int64_t>* next;  // counter of the next phase
-  const int64_t size = size_of(m.dtype), hidden = m.hidden(), rows = in.num_rows;
+  const int64_t hidden = m.hidden(), rows = in.num_rows;
   const int64_t tokens = rows / in.frames_per_token;
-
-  // f(first, n) for every block of up to 16 of the rows; a kernel that f calls does its block alone.
-  template <class F>
-  void blocks(int64_t num_rows, const F& f) {
-    std::atomic<int64_t>* claimed = next++;
-    for (int64_t row; (row = claimed->fetch_add(1, std::memory_order_relaxed) * kBlock) < num_rows;)
-      f(row, std::min(kBlock, num_rows - row));
-  }
-
-  char* at(const Aligned<char>& buffer, int64_t row, int64_t width) const { return buffer.data() + row * width * size; }
-
-  // A block of rows of x [.., k].
-  void pack(const void* x, int64_t row, int64_t n, int64_t k, const Operand& to) const {
-    const char* block = static_cast<const char*>(x) + row * k * size;
-    if (m.dtype == DType::f32)
-      kernel.linear_fixed_pack({reinterpret_cast<const float*>(block), k, nullptr, nullptr, nullptr, nullptr,
-                                reinterpret_cast<int8_t*>(to.tiles.data()) + linear_fixed_bytes(row, k),
-                                to.scales.data() + row, nullptr, n, 0, k}, 0, 1);
-    else
-      kernel.linear_wide_pack({reinterpret_cast<const bf16*>(block), k, nullptr, nullptr, nullptr,
-                               reinterpret_cast<bf16*>(to.tiles.data()) + row * k, nullptr, n, n, 0, k}, 0, 1);
-  }
-
-  // out = x W^T + bias, x packed before.
-  void linear(const FlowLinear& w, const void* x, const Operand& packed, int64_t num_rows, void* out) {
-    std::atomic<int64_t>* claimed = next++;
-    if (m.dtype == DType::f32)
-      kernel.linear_fixed({static_cast<const float*>(x), w.k, static_cast<const int8_t*>(w.weight), w.scales,
-                           static_cast<const float*>(w.bias), static_cast<float*>(out),
-                           reinterpret_cast<int8_t*>(packed.tiles.data()), packed.scales.data(), claimed, num_rows, w.n,
-                           w.k}, index, count);
-    else
-      kernel.linear_wide({static_cast<const bf16*>(x), w.k, static_cast<const bf16*>(w.weight),
-                          static_cast<const bf16*>(w.bias), static_cast<bf16*>(out),
-                          reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows, num_rows, w.n, w.k}, index,
-                         count);
-  }
 
   // Shift, scale and gate vectors of a layer, of the final layer behind the last.
   void modulate(size_t layer) {
@@ -125,7 +74,7 @@ struct FlowPass::Thread {
     job_barrier(count);
   }
 
-  void project(const FlowLinear& w, const Aligned<char>& x, const Aligned<char>& out) {
+  void project(const PassLinear& w, const Aligned<char>& x, const Aligned<char>& out) {
     linear(w, x.data(), s.rows_, rows, out.data());
     job_barrier(count);
   }
@@ -208,7 +157,7 @@ struct FlowPass::Thread {
 };
 
 void FlowPass::run(const FlowInput& in) {
-  if (in.frames_per_token < 1 || kBlock % in.frames_per_token || in.num_rows % in.frames_per_token)
+  if (in.frames_per_token < 1 || kPassRows % in.frames_per_token || in.num_rows % in.frames_per_token)
     throw std::invalid_argument("flow pass: expected 1, 2, 4, 8 or 16 frames a token, and whole tokens");
   const std::lock_guard<std::mutex> lock(busy_);
   reserve(in.num_rows, in.num_rows / in.frames_per_token);
@@ -221,9 +170,9 @@ void FlowPass::run(const FlowInput& in) {
     work += 2 * rows * (rows + in.cache_lens[i]) * m_.hidden();
   }
   const AttentionPlan plan = units.plan();
-  for (int64_t i = 0; i < num_counters_; ++i) counters_[i].store(0, std::memory_order_relaxed);
+  std::atomic<int64_t>* counters = counters_.restart();
   const auto walk = [&](int index, int count) {
-    Thread{*this, m_, kernels(), in, plan, index, count, counters_.get()}.evaluate();
+    Thread{{m_.dtype, index, count, counters}, *this, m_, in, plan}.evaluate();
   };
   work < alone_work_ ? walk(0, 1) : parallel(walk);
 }

@@ -3,29 +3,17 @@
 // same order, so its results are theirs, bit for bit. Reference behaviour, section 11.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <vector>
 
-#include "aligned.h"
-#include "kernels.h"
+#include "network_pass.h"
 
 namespace antiphon {
 
-// y = x W^T + bias. bfloat16: W row-major as `linear_wide` takes it, no scales; float32: digits and scales of
-// `linear_fixed_weight`.
-struct FlowLinear {
-  const void* weight;
-  const float* scales;
-  const void* bias;  // [n]
-  int64_t n, k;
-};
-
 struct FlowLayer {
-  FlowLinear modulation;  // 6 hidden outputs: shift, scale, gate of attention, then of the MLP
-  FlowLinear qkv, proj, fc1, fc2;
+  PassLinear modulation;  // 6 hidden outputs: shift, scale, gate of attention, then of the MLP
+  PassLinear qkv, proj, fc1, fc2;
 };
 
 struct FlowWeights {
@@ -33,9 +21,9 @@ struct FlowWeights {
   int64_t num_heads;
   float eps;
   const float *cos, *sin;  // [max_positions, head_dim / 2]
-  FlowLinear input;
+  PassLinear input;
   std::vector<FlowLayer> layers;
-  FlowLinear final_modulation, output;  // final_modulation: shift, scale
+  PassLinear final_modulation, output;  // final_modulation: shift, scale
 
   int64_t hidden() const { return input.n; }
 };
@@ -63,20 +51,14 @@ class FlowPass {
 
  private:
   struct Thread;
-  // Rows as linear maps read them: a copy as tiles, scales of float32.
-  struct Operand {
-    Aligned<char> tiles;
-    Aligned<float> scales;
-  };
   void reserve(int64_t rows, int64_t tokens);
 
   const FlowWeights m_;
   const int64_t alone_work_;
   std::mutex busy_;
   Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_, modulations_[2];
-  Operand rows_, tokens_;
-  int64_t num_counters_;
-  std::unique_ptr<std::atomic<int64_t>[]> counters_;
+  PassOperand rows_, tokens_;
+  PassCounters counters_;
 };
 
 }  // namespace antiphon

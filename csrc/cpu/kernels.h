@@ -153,6 +153,16 @@ struct LayerNormModulateArgs {
   float eps;
 };
 
+struct LayerNormArgs {
+  DType dtype;
+  const void* x;       // [num_rows, hidden]
+  const void* weight;  // [hidden]
+  const void* bias;    // [hidden]
+  void* out;           // [num_rows, hidden]; may be x
+  int64_t num_rows, hidden;
+  float eps;
+};
+
 struct GateResidualArgs {
   DType dtype;
   const void* x;     // [num_rows, hidden]
@@ -208,10 +218,11 @@ struct StridedHeads {
 
 struct EncoderAttentionArgs {
   DType dtype;
-  StridedHeads q, k, v;     // [segments, rows, heads, head_dim]
+  StridedHeads q, k, v;     // [segments, rows, heads, head_dim]; k and v of `keys` rows, q of the first of them
   const int64_t* lengths;   // [segments], read if block > 0
   void* out;                // [segments, rows, heads, head_dim]
-  int64_t rows, block;      // 0: every row sees all
+  int64_t rows, keys;
+  int64_t block;            // 0: every row sees all
   float scale;
   AttentionPlan plan;
 };
@@ -402,6 +413,7 @@ struct DecodeInputsArgs {
   X(rope_cache, RopeCacheArgs)                   \
   X(paged_attention, PagedAttentionArgs)         \
   X(layer_norm_modulate, LayerNormModulateArgs)  \
+  X(layer_norm, LayerNormArgs)                   \
   X(gate_residual, GateResidualArgs)             \
   X(flow_rope, FlowRopeArgs)                     \
   X(flow_attention, FlowAttentionArgs)           \

@@ -15,8 +15,9 @@ if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
 from antiphon_kernels.linear_fixed import linear_fixed
-from antiphon_kernels.native.flow_pass import FlowPass, available_for, chosen, linears
+from antiphon_kernels.native.flow_pass import FlowPass, available_for, linears
 from antiphon_kernels.native.linear import wide_linear
+from antiphon_kernels.native.network_pass import chosen
 
 WINDOW, SLOTS = 40, 4
 CONFIG = SimpleNamespace(

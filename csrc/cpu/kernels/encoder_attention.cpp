@@ -1,5 +1,5 @@
-// Attention of the audio encoders: N segments of T rows; row i sees all T rows, or with a block the valid rows up to
-// the end of its own block.
+// Attention of the audio encoders: N segments of T keys; row i sees all T, or with a block the valid keys up to the end
+// of its own block.
 #include "attention.h"
 
 namespace antiphon::ANTIPHON_ISA {
@@ -26,7 +26,7 @@ Segment<T> segment(const EncoderAttentionArgs& a, int64_t s, int64_t head) {
   const int64_t dim = a.plan.head_dim, width = a.plan.heads * dim;
   return {of(a.q), of(a.k), of(a.v), static_cast<T*>(a.out) + s * a.rows * width + head * dim,
           a.q.row, a.k.row, a.v.row, width,
-          a.rows, a.block > 0 ? min64(a.lengths[s], a.rows) : a.rows, a.block, dim, a.scale};
+          a.rows, a.block > 0 ? min64(a.lengths[s], a.keys) : a.keys, a.block, dim, a.scale};
 }
 
 template <class T>

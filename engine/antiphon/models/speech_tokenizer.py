@@ -17,6 +17,7 @@ from ..config import SAMPLES_PER_TOKEN_IN, SpeechTokenizerConfig
 from ..errors import ConfigError
 from ..upload import upload
 from .encoder_layer import EncoderLayer
+from .encoder_network import EncoderNetwork
 
 SEGMENTS_PER_GROUP = 128
 """Segments of one recording that share their padding."""
@@ -50,10 +51,10 @@ class SpeechTokenizer:
         if config.pooling_size * FRAMES_PER_ROW * HOP != SAMPLES_PER_TOKEN_IN:
             raise ConfigError(f"pooling_kernel_size is {config.pooling_size}; only one code per 80 ms (4) is supported")
         self.config = config
-        self.conv1 = weights["conv1.weight"], weights["conv1.bias"]
-        self.conv2 = weights["conv2.weight"], weights["conv2.bias"]
-        self.positions, self.codebook = weights["positions"], weights["codebook"]
-        self.layers = [EncoderLayer(weights, i, encoder.num_heads) for i in range(encoder.num_layers)]
+        before = min(config.pooling_position, encoder.num_layers)
+        self.network = EncoderNetwork(weights, encoder, before, causal=True)
+        self.pooled_layers = [EncoderLayer(weights, i, encoder.num_heads) for i in range(before, encoder.num_layers)]
+        self.positions, self.codebook = self.network.positions, weights["codebook"]
 
     @property
     def device(self) -> torch.device:
@@ -69,15 +70,13 @@ class SpeechTokenizer:
     def pooled(self, mels: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Vectors before quantisation: [N, 128, 2T] of segments of ``lengths`` samples -> [N, T / 4, d]."""
         (valid,) = upload([np.array([_valid_rows(n) for n in lengths])], mels.device)
-        x = F.gelu(F.conv1d(F.pad(mels, (2, 0)), *self.conv1))
-        x = F.gelu(F.conv1d(F.pad(x, (2, 0)), *self.conv2, stride=2))
-        x = x.transpose(1, 2) + self.positions[: x.shape[2]]
         block, pool = self.config.causal_block_size, self.config.pooling_size
-        for number, layer in enumerate(self.layers, 1):
-            x = layer(x, valid, block)
-            if number == self.config.pooling_position:
-                x = F.avg_pool1d(x.transpose(1, 2), pool).transpose(1, 2)
-                block, valid = block // pool, -(-valid // pool)
+        x = self.network(mels, valid, block)
+        if len(self.network.layers) < self.config.pooling_position:
+            return x
+        x = F.avg_pool1d(x.transpose(1, 2), pool).transpose(1, 2)
+        for layer in self.pooled_layers:
+            x = layer(x, -(-valid // pool), block // pool)
         return x
 
     def __call__(self, segments: Sequence[torch.Tensor], widths: Sequence[int]) -> list[torch.Tensor]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from ..audio.mel import log_mel
 from ..audio.segments import SEGMENT_SAMPLES, num_tokens
 from ..config import EncoderConfig
-from .encoder_layer import EncoderLayer, LayerNorm
+from .encoder_network import EncoderNetwork
 
 ROWS_PER_TOKEN = 4
 
@@ -26,11 +25,8 @@ class WhisperEncoder:
 
     def __init__(self, weights: dict[str, torch.Tensor], config: EncoderConfig):
         self.config = config
-        self.conv1 = weights["conv1.weight"], weights["conv1.bias"]
-        self.conv2 = weights["conv2.weight"], weights["conv2.bias"]
-        self.positions = weights["positions"]
-        self.layers = [EncoderLayer(weights, i, config.num_heads) for i in range(config.num_layers)]
-        self.final_norm = LayerNorm(weights, "final_norm")
+        self.network = EncoderNetwork(weights, config, config.num_layers, causal=False)
+        self.positions = self.network.positions
         self._no_lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
 
     @property
@@ -45,17 +41,13 @@ class WhisperEncoder:
         """Log-mels of segments (float32 [L] each), padded to 30 s: float32 [N, 128, 3000]."""
         return torch.stack([log_mel(segment.to(self.device), SEGMENT_SAMPLES) for segment in segments])
 
-    def encode(self, mels: torch.Tensor) -> torch.Tensor:
-        """All rows of N padded segments: [N, 128, 2T] -> [N, T, d]. The padding takes part in the attention."""
-        x = F.gelu(F.conv1d(mels.to(self.dtype), *self.conv1, padding=1))
-        x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1))
-        x = x.transpose(1, 2) + self.positions[: x.shape[2]]
-        for layer in self.layers:
-            x = layer(x, self._no_lengths, 0)
-        return self.final_norm(x)
+    def encode(self, mels: torch.Tensor, wanted: int | None = None) -> torch.Tensor:
+        """All rows of N padded segments, or the first ``wanted``: [N, 128, 2T] -> [N, T, d]. The padding takes part in the
+        attention."""
+        return self.network(mels, self._no_lengths, 0, wanted)
 
     def __call__(self, segments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Features of segments (float32 [L] each, 1 <= L <= 480,000): one [ceil(L / 1280), 4 d] each."""
-        rows = self.encode(self.log_mels(segments))
         counts = [num_tokens(len(segment)) for segment in segments]
+        rows = self.encode(self.log_mels(segments), ROWS_PER_TOKEN * max(counts))
         return [x[: ROWS_PER_TOKEN * n].reshape(n, -1) for x, n in zip(rows, counts)]

@@ -58,9 +58,22 @@ def bind_flow_pass(config, dense, cos, sin, eps: float):
     """The ``flow_pass.FlowPass`` of a DiT's linear maps, or None where the native path cannot run it or is not chosen."""
     if not available:
         return None
-    from .flow_pass import FlowPass, available_for, chosen
+    from .flow_pass import FlowPass, available_for
+    from .network_pass import chosen
 
     return FlowPass(config, dense, cos, sin, eps) if chosen() and available_for(config, dense) else None
+
+
+def bind_encoder_pass(convolutions, positions, layers, final_norm, causal: bool, eps: float):
+    """The ``encoder_pass.EncoderPass`` of an audio encoder, or None where the native path cannot run it or is not chosen."""
+    if not available:
+        return None
+    from .encoder_pass import EncoderPass, available_for
+    from .network_pass import chosen
+
+    if not chosen() or not available_for(convolutions, positions, layers, final_norm):
+        return None
+    return EncoderPass(convolutions, positions, layers, final_norm, causal, eps)
 
 
 def prefers_fixed(weight) -> bool:

@@ -10,27 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .. import _native, operator
-from ..linear import linear
-from ..linear_fixed import MAX_INPUTS, FixedWeight
-from .arguments import DTYPES, are, pointer
-from .linear import TILE_DEPTH
+from .arguments import DTYPES, pointer
+from .network_pass import Dense, addresses, chosen, fit_tiles
 
 LAYER = ("adaLN_modulation.1", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 TILE_ROWS = 16
 ALONE_WORK = 16 << 20
 """Multiplications of a layer below which one thread is faster than two: measured, hidden 192, at 48 rows."""
-
-
-class Dense(Protocol):
-    """A linear map: weight [out, in], bias [out]; ``fixed``: the float32 weight packed by ``pack_fixed``."""
-
-    weight: Tensor
-    bias: Tensor
-    fixed: FixedWeight
 
 
 class Config(Protocol):
@@ -59,19 +48,10 @@ def linears(depth: int) -> list[str]:
 
 def available_for(config: Config, dense: Mapping[str, Dense]) -> bool:
     """True if all linear maps are contiguous on the CPU, of one native dtype and of sizes that tiles take."""
-    maps = [dense[name] for name in linears(config.depth)]
-    dtype, hidden = maps[0].weight.dtype, config.hidden_size
-    depths = [m.weight.shape[1] for m in maps[1:]]
-    if dtype not in DTYPES or not all(are(dtype, m.weight, m.bias) and m.weight.device.type == "cpu" for m in maps):
-        return False
+    hidden = config.hidden_size
     if config.depth < 1 or hidden % config.num_heads or hidden // config.num_heads % 2:
         return False
-    return max(depths) <= MAX_INPUTS if dtype == torch.float32 else all(k % TILE_DEPTH == 0 for k in depths)
-
-
-def chosen() -> bool:
-    """True if operators run natively unless told otherwise, with tiles."""
-    return linear.backends("cpu")[0] == "native" and _native.isa() == "amx"
+    return fit_tiles([dense[name] for name in linears(config.depth)], first_of_any_depth=True)
 
 
 class FlowPass:
@@ -100,7 +80,7 @@ class FlowPass:
             config.num_heads,
             eps,
             [t.data_ptr() for t in self._tables],
-            [_addresses(m, self._dtype == torch.float32) for m in maps],
+            [addresses(m) for m in maps],
             alone_work,
         )
 
@@ -151,9 +131,3 @@ class FlowPass:
             [*sizes, 0 if rows is None else rows.shape[0]],
             [pointer(t) for t in (*tensors, keys, values, out, rows, places)],
         )
-
-
-def _addresses(dense: Dense, fixed: bool) -> list[int]:
-    """Weight, scales, bias, outputs, inputs."""
-    weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
-    return [weight, scales, dense.bias.data_ptr(), *dense.weight.shape]

@@ -1,0 +1,107 @@
+// What passes over a whole network share: linear maps over rows packed as tiles, and phases of work. A phase ends when
+// all threads have finished it; within one, threads take blocks of rows or panels of columns as they come, each phase
+// by a counter of its own. The kernels are the operators', on the same rows in the same order.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "aligned.h"
+#include "kernels.h"
+
+namespace antiphon {
+
+// y = x W^T + bias. bfloat16: W row-major as `linear_wide` takes it, no scales; float32: digits and scales of
+// `linear_fixed_weight`.
+struct PassLinear {
+  const void* weight;
+  const float* scales;
+  const void* bias;  // [n]
+  int64_t n, k;
+};
+
+constexpr int64_t kPassRows = 16;  // rows of a tile
+
+inline int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+// Rows as linear maps read them: a copy as tiles, scales of float32.
+struct PassOperand {
+  Aligned<char> tiles;
+  Aligned<float> scales;
+
+  void reserve(DType dtype, int64_t rows, int64_t k) {
+    tiles.reserve(dtype == DType::f32 ? linear_fixed_bytes(rows, k) : linear_wide_workspace(rows, rows, k) * 2);
+    scales.reserve((rows + kPassRows - 1) / kPassRows * kPassRows);
+  }
+};
+
+class PassCounters {
+ public:
+  explicit PassCounters(int64_t size) : size_(size), counters_(new std::atomic<int64_t>[size]) {}
+  // All zero.
+  std::atomic<int64_t>* restart() {
+    for (int64_t i = 0; i < size_; ++i) counters_[i].store(0, std::memory_order_relaxed);
+    return counters_.get();
+  }
+
+ private:
+  int64_t size_;
+  std::unique_ptr<std::atomic<int64_t>[]> counters_;
+};
+
+// One thread's walk through a pass. All walk the same phases.
+struct PassThread {
+  const DType dtype;
+  const int index, count;
+  std::atomic<int64_t>* next;  // counter of the next phase
+  const Kernels& kernel = kernels();
+  const int64_t size = size_of(dtype);
+
+  // f(first, n) for every block of up to 16 of the rows; a kernel that f calls does its block alone.
+  template <class F>
+  void blocks(int64_t num_rows, const F& f) {
+    std::atomic<int64_t>* claimed = next++;
+    for (int64_t row; (row = claimed->fetch_add(1, std::memory_order_relaxed) * kPassRows) < num_rows;)
+      f(row, std::min(kPassRows, num_rows - row));
+  }
+
+  char* at(const Aligned<char>& buffer, int64_t row, int64_t width) const { return buffer.data() + row * width * size; }
+
+  // Rows [row, row + n) of x, `stride` elements apart and [k] each, to their block; a block begins at `row`.
+  void pack(const void* x, int64_t stride, int64_t row, int64_t n, int64_t k, const PassOperand& to) const {
+    const char* block = static_cast<const char*>(x) + row * stride * size;
+    if (dtype == DType::f32)
+      kernel.linear_fixed_pack({reinterpret_cast<const float*>(block), stride, nullptr, nullptr, nullptr, nullptr,
+                                reinterpret_cast<int8_t*>(to.tiles.data()) + linear_fixed_bytes(row, k),
+                                to.scales.data() + row, nullptr, n, 0, k}, 0, 1);
+    else
+      kernel.linear_wide_pack({reinterpret_cast<const bf16*>(block), stride, nullptr, nullptr, nullptr,
+                               reinterpret_cast<bf16*>(to.tiles.data()) + row * k, nullptr, n, n, 0, k}, 0, 1);
+  }
+  void pack(const void* x, int64_t row, int64_t n, int64_t k, const PassOperand& to) const {
+    pack(x, k, row, n, k, to);
+  }
+
+  // out = x W^T + bias of rows [num_rows], `stride` elements apart, packed before.
+  void linear(const PassLinear& w, const void* x, int64_t stride, const PassOperand& packed, int64_t num_rows,
+              void* out) {
+    std::atomic<int64_t>* claimed = next++;
+    if (dtype == DType::f32)
+      kernel.linear_fixed({static_cast<const float*>(x), stride, static_cast<const int8_t*>(w.weight), w.scales,
+                           static_cast<const float*>(w.bias), static_cast<float*>(out),
+                           reinterpret_cast<int8_t*>(packed.tiles.data()), packed.scales.data(), claimed, num_rows, w.n,
+                           w.k}, index, count);
+    else
+      kernel.linear_wide({static_cast<const bf16*>(x), stride, static_cast<const bf16*>(w.weight),
+                          static_cast<const bf16*>(w.bias), static_cast<bf16*>(out),
+                          reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows, num_rows, w.n, w.k}, index,
+                         count);
+  }
+  void linear(const PassLinear& w, const void* x, const PassOperand& packed, int64_t num_rows, void* out) {
+    linear(w, x, w.k, packed, num_rows, out);
+  }
+};
+
+}  // namespace antiphon

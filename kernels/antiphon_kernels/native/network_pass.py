@@ -1,0 +1,44 @@
+"""What bound passes over a whole network share: its linear maps, and when to run it that way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..linear import linear
+from ..linear_fixed import MAX_INPUTS, FixedWeight
+from .arguments import DTYPES, are
+from .linear import TILE_DEPTH
+
+
+class Dense(Protocol):
+    """A linear map: weight [out, in], bias [out]; ``fixed``: the float32 weight packed by ``pack_fixed``."""
+
+    weight: Tensor
+    bias: Tensor
+    fixed: FixedWeight
+
+
+def chosen() -> bool:
+    """True if operators run natively unless told otherwise, with tiles."""
+    return linear.backends("cpu")[0] == "native" and _native.isa() == "amx"
+
+
+def fit_tiles(maps: Sequence[Dense], first_of_any_depth: bool = False) -> bool:
+    """True if all maps are contiguous on the CPU, of one native dtype and of sizes that tiles take."""
+    dtype = maps[0].weight.dtype
+    if dtype not in DTYPES or not all(are(dtype, m.weight, m.bias) and m.weight.device.type == "cpu" for m in maps):
+        return False
+    depths = [m.weight.shape[1] for m in maps[first_of_any_depth:]]
+    return max(depths) <= MAX_INPUTS if dtype == torch.float32 else all(k % TILE_DEPTH == 0 for k in depths)
+
+
+def addresses(dense: Dense) -> list[int]:
+    """Weight, scales, bias, outputs, inputs, as the C++ side takes them."""
+    fixed = dense.weight.dtype == torch.float32
+    weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
+    return [weight, scales, dense.bias.data_ptr(), *dense.weight.shape]
