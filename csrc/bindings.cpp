@@ -81,6 +81,34 @@ void linear_int4(int dtype, Address x, int64_t x_stride, Address weight, Address
                                                at<bf16>(scale), at(bias), at(out), num_rows, split, n, k});
 }
 
+// Splits x into planes in `workspace`, linear_planes_bytes() of it, and says where they are.
+SplitRows split_planes(DType dtype, const void* x, int64_t x_stride, Address workspace, int64_t num_rows, int64_t split,
+                    int64_t k, std::atomic<int64_t>& next) {
+  auto* planes = at<int8_t>(workspace);
+  const int64_t blocks = plane_blocks(split) + plane_blocks(num_rows - split);
+  auto* steps = reinterpret_cast<float*>(planes + blocks * 16 * 2 * k);
+  launch(kernels().linear_planes, PlanesArgs{dtype, x, x_stride, planes, steps, num_rows, split, k});
+  return {planes, steps, &next};
+}
+
+void linear_int8_wide(int dtype, Address x, int64_t x_stride, Address weight, Address scale, Address bias, Address out,
+                      Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+  std::atomic<int64_t> next{0};
+  const LinearInt8Args args{static_cast<DType>(dtype), at(x), x_stride, at<int8_t>(weight), at<float>(scale), at(bias),
+                            at(out), num_rows, split, n, k};
+  const SplitRows planes = split_planes(args.dtype, args.x, x_stride, workspace, num_rows, split, k, next);
+  launch(kernels().linear_int8_wide, LinearInt8WideArgs{args, planes});
+}
+
+void linear_int4_wide(int dtype, Address x, int64_t x_stride, Address weight, Address scale, Address bias, Address out,
+                      Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+  std::atomic<int64_t> next{0};
+  const LinearInt4Args args{static_cast<DType>(dtype), at(x), x_stride, at<uint8_t>(weight), at<bf16>(scale), at(bias),
+                            at(out), num_rows, split, n, k};
+  const SplitRows planes = split_planes(args.dtype, args.x, x_stride, workspace, num_rows, split, k, next);
+  launch(kernels().linear_int4_wide, LinearInt4WideArgs{args, planes});
+}
+
 void rms_norm(int dtype, Address x, Address residual, Address weight, Address out, Address sum_out, int64_t num_rows,
               int64_t split, int64_t hidden, float eps) {
   launch(kernels().rms_norm, RmsNormArgs{static_cast<DType>(dtype), at(x), at(residual), at(weight), at(out),
@@ -401,6 +429,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear_wide_workspace", &linear_wide_workspace, "Elements of two bytes that linear_wide needs.");
   m.def("linear_int8", &linear_int8);
   m.def("linear_int4", &linear_int4);
+  m.def("linear_planes_bytes", &linear_planes_bytes, "Bytes of the workspace of the wide quantised kernels.");
+  m.def("linear_int8_wide", &linear_int8_wide);
+  m.def("linear_int4_wide", &linear_int4_wide);
   m.def("rms_norm", &rms_norm);
   m.def("silu_mul", &silu_mul);
   m.def("rope_cache", &rope_cache);

@@ -99,6 +99,38 @@ struct LinearInt4Args {
   int64_t num_rows, split, n, k;
 };
 
+// Rows of x as int8 planes for linear_int8_wide and linear_int4_wide; kernels/plane_blocks.h says how.
+struct PlanesArgs {
+  DType dtype;      // of x
+  const void* x;    // [num_rows, k], rows x_stride apart, k a multiple of 64
+  int64_t x_stride;
+  int8_t* planes;   // linear_planes_bytes() of both together
+  float* steps;     // behind the planes
+  int64_t num_rows, split, k;
+};
+
+// Blocks of 16 rows.
+inline int64_t plane_blocks(int64_t rows) { return (rows + 15) / 16; }
+inline int64_t linear_planes_bytes(int64_t num_rows, int64_t split, int64_t k) {
+  return (plane_blocks(split) + plane_blocks(num_rows - split)) * 16 * (2 * k + 4);
+}
+
+struct SplitRows {
+  const int8_t* planes;
+  const float* steps;
+  std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
+};
+
+struct LinearInt8WideArgs {
+  LinearInt8Args linear;  // any number of rows
+  SplitRows x;
+};
+
+struct LinearInt4WideArgs {
+  LinearInt4Args linear;
+  SplitRows x;
+};
+
 struct RmsNormArgs {
   DType dtype;
   const void* x;         // [num_rows, hidden]
@@ -408,6 +440,9 @@ struct DecodeInputsArgs {
   X(linear_fixed, LinearFixedArgs)               \
   X(linear_int8, LinearInt8Args)                 \
   X(linear_int4, LinearInt4Args)                 \
+  X(linear_planes, PlanesArgs)                   \
+  X(linear_int8_wide, LinearInt8WideArgs)        \
+  X(linear_int4_wide, LinearInt4WideArgs)        \
   X(rms_norm, RmsNormArgs)                       \
   X(silu_mul, SiluMulArgs)                       \
   X(rope_cache, RopeCacheArgs)                   \

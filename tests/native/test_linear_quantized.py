@@ -127,6 +127,67 @@ class TestNative:
         assert (many[0] - expected[0]).abs().max() < 0.05 * expected.abs().max()
 
 
+WIDE_SHAPES = [  # rows, out, in, split
+    (17, 1, 128, 17),  # one row in a block of its own, one output
+    (24, 33, 384, 24),  # half a block of rows; one output in a second tile
+    (40, 100, 640, 16),  # both branches, whole and half blocks, a last panel of three tiles
+    (57, 64, 256, 0),  # second branch alone, a block with 9 rows
+    (30, 150, 1152, 21),  # branches with a row more than a block and with less than half of one; two chunks of columns
+    (20, 20, 6272, 20),  # more columns than are copied at once
+]
+
+
+@pytest.mark.skipif(not available, reason="native module not built")
+class TestWide:
+    """The kernels for many rows, on every instruction set: tiles where there are some, the skinny kernels elsewhere."""
+
+    @staticmethod
+    def wide(scheme: str, *args) -> torch.Tensor:
+        from antiphon_kernels.native import linear_quantized as module
+
+        return module.native_linear(module.INT8 if scheme == "int8" else module.INT4, *args, wide=True)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", WIDE_SHAPES, ids=str)
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_rows_have_the_result_they_have_alone(self, scheme, shape, dtype, isa, poison, with_threads):
+        x, weight, scale, bias, split = build(scheme, *shape, dtype)
+        few = with_threads(1, lambda: [native(scheme, x[t : t + 1], *branch(weight, scale, bias, t >= split), 1)
+                                       for t in range(len(x))])  # fmt: skip
+        for threads in (1, 2, 3):
+            out = with_threads(threads, lambda: self.wide(scheme, x, weight, scale, bias, split))
+            assert torch.equal(out, torch.cat(few)), threads
+
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_a_row_is_the_same_at_every_number_of_rows(self, scheme, isa, with_threads):
+        x, weight, scale, _, _ = build(scheme, 200, 75, 384, 200, torch.bfloat16)
+        alone = torch.cat([native(scheme, x[t : t + 1], weight, scale, None, 1) for t in range(200)])
+        for rows in (1, 8, 16, 17, 40, 200):
+            for threads in (1, 2, 3):
+                out = with_threads(threads, lambda rows=rows: self.wide(scheme, x[:rows], weight, scale, None, rows))
+                assert torch.equal(out, alone[:rows]), (rows, threads)
+
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_strided_inputs_and_zeros(self, scheme, isa):
+        x, weight, scale, bias, split = build(scheme, 40, 47, 384, 21, torch.bfloat16)
+        expected = self.wide(scheme, x, weight, scale, bias, split)
+        rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :384]
+        columns_apart = torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0]
+        shifted = torch.cat((weight.new_zeros(1), weight.flatten()))[1:].view(weight.shape)
+        for apart in (rows_apart, columns_apart):
+            assert torch.equal(self.wide(scheme, apart, shifted, scale, bias, split), expected)
+        x[30] = 0
+        out = self.wide(scheme, x, weight, scale, bias, split)
+        assert torch.equal(out[30], bias[1]) and torch.equal(out[31:], expected[31:])
+        assert self.wide(scheme, x[:0], weight, scale, bias, 0).shape == (0, 47)
+
+
+def branch(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, second: bool) -> tuple[torch.Tensor, ...]:
+    """Weights, scales and bias of the branch that a row uses."""
+    last = len(weight) - 1 if second else 0
+    return weight[last : last + 1], scale[last : last + 1], bias[last : last + 1]
+
+
 def weight_norm(scheme: str, weight: torch.Tensor, scale: torch.Tensor, split: int, rows: int) -> torch.Tensor:
     """[rows, out]: the Euclidean norm of the weights that each output sees."""
     wide = (dequantize_int8 if scheme == "int8" else dequantize_int4)(weight, scale, torch.float64).norm(dim=-1)
