@@ -60,11 +60,14 @@ void linear_fixed_weight(Address weight, Address tiles, Address scales, int64_t 
          LinearFixedWeightArgs{at<float>(weight), at<int8_t>(tiles), at<float>(scales), n, k});
 }
 
-void linear_fixed(Address x, int64_t x_stride, Address tiles, Address scales, Address bias, Address out, Address x_tiles,
-                  Address x_scales, int64_t num_rows, int64_t n, int64_t k) {
+void linear_fixed(Address x, int64_t x_stride, Address tiles, Address scales, Address bias, Address out, int64_t num_rows,
+                  int64_t n, int64_t k) {
   std::atomic<int64_t> next{0};
+  const int64_t units = linear_fixed_bytes(num_rows, k), blocks = (num_rows + 15) / 16;
+  char* packed = static_cast<char*>(shared_scratch(units + blocks * 16 * sizeof(float)));
   const LinearFixedArgs args{at<float>(x), x_stride, at<int8_t>(tiles), at<float>(scales), at<float>(bias),
-                             at<float>(out), at<int8_t>(x_tiles), at<float>(x_scales), &next, num_rows, n, k};
+                             at<float>(out), reinterpret_cast<int8_t*>(packed), reinterpret_cast<float*>(packed + units),
+                             &next, num_rows, n, k};
   launch(kernels().linear_fixed_pack, args);
   launch(kernels().linear_fixed, args);
 }
@@ -423,7 +426,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear", &linear);
   m.def("linear_fixed_weight", &linear_fixed_weight);
   m.def("linear_fixed", &linear_fixed);
-  m.def("linear_fixed_bytes", &linear_fixed_bytes, "Bytes of the digits of rows of x.");
   m.def("linear_fixed_weight_bytes", &linear_fixed_weight_bytes, "Bytes of the digits of a matrix.");
   m.def("linear_wide", &linear_wide);
   m.def("linear_wide_workspace", &linear_wide_workspace, "Elements of two bytes that linear_wide needs.");

@@ -63,7 +63,7 @@ struct LinearFixedArgs {
   const float* bias;    // [n] or null
   float* out;           // [num_rows, n]
   int8_t* x_tiles;      // linear_fixed_bytes(num_rows, k), filled by linear_fixed_pack
-  float* x_scales;      // [num_rows rounded up to 16]
+  float* x_units;       // [num_rows rounded up to 16], of linear_fixed_pack too
   std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
   int64_t num_rows, n, k;
 };

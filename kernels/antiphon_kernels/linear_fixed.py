@@ -3,12 +3,12 @@
 Every row has a scale of its own that brings its largest value to 2^23, and a value is rounded to
 (high * 2^16 + middle * 2^8 + low) / scale, digits being signed bytes:
 
-    y[t, n] = 2^16 (2^16 hh + 2^8 (hm + mh) + (hl + mm + lh)) / (x_scale[t] w_scale[n]) + bias[n]
+    y[t, n] = (hh + ((hm + mh) + (hl + mm + lh) / 2^8) / 2^8) (2^7 / x_scale[t]) (2^25 / w_scale[n]) + bias[n]
 
-where hm is the sum over k of high digits of x times middle digits of w, and so on. The sums are exact, the rest is double,
-rounded once: a row's result does not depend on how many rows there are, and every implementation gives the same bits. Against
-the exact product x and W are rounded to 2^-24 of their row's largest value and the products left out are of that size;
-float32's own rounding is 2^-24 of every term and sum. Rows whose values are all below 2^-100 count as zero, and a row of x or W
+where hm is the sum over k of high digits of x times middle digits of w, and so on. The three sums are exact; each is rounded
+to float32, and so is every operation on them, in a fixed order: a row's result does not depend on how many rows there are, and
+every implementation gives the same bits. Against the exact product x and W are rounded to 2^-24 of their row's largest value
+and the products left out are of that size; float32's own rounding is 2^-24 of every term and sum. Rows whose values are all below 2^-100 count as zero, and a row of x or W
 with a value that is not finite gives NaN.
 
 Shapes: x [T, in], in at most 32768; bias [out] or None; result [T, out]. W is packed once by :func:`pack_fixed`: digits in the
@@ -29,6 +29,8 @@ MAX_INPUTS = 32768
 DIGITS, OUTPUTS, DEPTH = 3, 32, 64
 LARGEST = (127 << 16) + (127 << 8) + 126
 SMALLEST = 2.0**-100
+UNIT_OF_X, UNIT_OF_W = 2.0**7, 2.0**25
+"""2^32 in all, split so that neither factor nor what is between leaves float32's range."""
 
 
 class FixedWeight(NamedTuple):
@@ -55,9 +57,9 @@ def digits(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return torch.stack(found)
 
 
-def row_steps(scales: torch.Tensor) -> torch.Tensor:
-    """1 / scale in float64, 0 of 0."""
-    return torch.where(scales == 0, 0.0, 1.0 / scales.double())
+def row_units(scales: torch.Tensor, unit: float) -> torch.Tensor:
+    """unit / scale, 0 of 0."""
+    return torch.where(scales == 0, 0.0, torch.full_like(scales, unit) / scales)
 
 
 def pack_reference(weight: torch.Tensor) -> FixedWeight:
@@ -75,15 +77,14 @@ def unpack_digits(tiles: torch.Tensor, outputs: int, inputs: int) -> torch.Tenso
     return blocks.reshape(DIGITS, -1, depths * DEPTH)[:, :outputs, :inputs]
 
 
-def reference(
-    x: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """The six sums in float64, which holds them exactly."""
+def reference(x: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The products of digits in float64, which holds their sums exactly."""
     x_scales = row_scales(x)
     of_x, of_w = digits(x, x_scales).double(), unpack_digits(tiles, len(scales), x.shape[1]).double()
-    total = sum(256.0 ** (2 - i - j) * (of_x[i] @ of_w[j].T) for i in range(DIGITS) for j in range(DIGITS - i))
-    y = total * (65536.0 * row_steps(x_scales)[:, None] * row_steps(scales))
-    return (y if bias is None else y + bias.double()).float()
+    high, middle, low = (sum(of_x[i] @ of_w[rank - i].T for i in range(rank + 1)).float() for rank in range(DIGITS))
+    total = high + (middle + low * 2.0**-8) * 2.0**-8
+    y = total * row_units(x_scales, UNIT_OF_X)[:, None] * row_units(scales, UNIT_OF_W)
+    return y if bias is None else y + bias
 
 
 def fake(x, tiles, scales, bias):

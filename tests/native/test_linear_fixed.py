@@ -101,6 +101,15 @@ def test_zero_and_tiny_rows(isa):
     assert torch.equal(out[1], bias) and torch.equal(out[2], bias)
 
 
+def test_very_large_and_very_small_rows_meet(isa):
+    """No factor leaves float32's range before the result does."""
+    x, weight, _ = build(17, 33, 65)
+    expected = native(x, *pack_native(weight), None)
+    for power in (90, -60):
+        packed = pack_native(weight * 2.0**-power)
+        assert torch.equal(native(x * 2.0**power, *packed, None), expected)
+
+
 def test_digits_hold_every_value():
     x = torch.tensor([[1.0, -1.0, 0.5, 1e-9, 127.0, -127.0], [0.0] * 6])
     scales = row_scales(x)

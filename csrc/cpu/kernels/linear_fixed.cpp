@@ -1,9 +1,11 @@
-// y[t] = x[t] W^T + bias in float32 by integer tiles: every row of x and of W is rounded to 24-bit fixed point with a scale
-// of its own and written as three signed bytes, value * scale = high * 2^16 + middle * 2^8 + low.
+// y[t] = x[t] W^T + bias in float32 by integer tiles: every row of x and of W is rounded to 24-bit fixed point with a
+// scale of its own and written as three signed bytes, value * scale = high * 2^16 + middle * 2^8 + low.
 //
-// Of the nine products of bytes the six largest are summed, exactly, in 32-bit integers; the rest is double, rounded once,
-// so a row has the same bits at every number of rows and threads. The three products left out are below
-// 2^-22 (largest x) (largest w) a term. A row with a value that is not finite is not a number throughout.
+// Of the nine products of bytes the six largest are summed, exactly, in three 32-bit integers by weight: over
+// kMaxFixedInputs inputs at most 3 * 2^29 in size. Each is rounded to float32, and so is every operation on them, in a
+// fixed order; products with powers of two are exact, so it does not matter which are fused. A row has the same bits at
+// every number of rows and threads. The three products left out are below 2^-22 (largest x) (largest w) a term. A row
+// with a value that is not finite is not a number throughout.
 //
 // Tiles are [rows / 16][k / 64][3][16 rows][64] of x, [n / 32][k / 64][3][2][16][16 rows][4] of W, zero past the end.
 #include "kernels.h"
@@ -35,8 +37,9 @@ inline float scale_of(uint32_t largest) {
   return value < std::ldexp(1.0f, -100) ? 0.0f : kLargest / value;
 }
 
-// 1 / scale, 0 of 0.
-inline double step_of(float scale) { return scale == 0.0f ? 0.0 : 1.0 / scale; }
+// What a sum is multiplied with for a scale, split so that neither factor nor what is between leaves float32's range.
+constexpr float kUnitOfX = 0x1p7f, kUnitOfW = 0x1p25f;
+inline float unit_of(float scale, float unit) { return scale == 0.0f ? 0.0f : unit / scale; }
 
 inline uint32_t largest_of(const float* x, int64_t k) {
   uint32_t largest = 0;
@@ -52,16 +55,22 @@ inline uint32_t largest_of(const float* x, int64_t k) {
 // Digits of up to 64 columns: digits[d * kTile + i].
 inline void split_digits(const float* x, int64_t columns, float scale, int8_t* digits) {
 #if defined(__AVX512F__)
-  for (int64_t i = 0; i < kDepth; i += 16) {
-    const int64_t left = columns - i;
-    const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0;
-    __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(scale)));
-    const __m512i half = _mm512_set1_epi32(128);
-    for (int64_t d = kDigits - 1; d >= 0; --d) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + d * kTile + i), _mm512_cvtepi32_epi8(v));
-      v = _mm512_srai_epi32(_mm512_add_epi32(v, half), 8);
-    }
+  const uint64_t mask = columns >= kDepth ? ~uint64_t{0} : columns > 0 ? (uint64_t{1} << columns) - 1 : 0;
+  // With 128 added to every digit the bytes of the sum are the digits, and the top bit of each tells 128 apart again.
+  const __m512i offset = _mm512_set1_epi32(0x808080);
+  const __m512i by_digit = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m512i v[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m512 value = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16 * i), x + 16 * i);
+    const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(value, _mm512_set1_ps(scale)));
+    v[i] = _mm512_shuffle_epi8(_mm512_xor_si512(_mm512_add_epi32(fixed, offset), offset), by_digit);
   }
+  const __m512i even = _mm512_unpacklo_epi32(v[0], v[1]), odd = _mm512_unpacklo_epi32(v[2], v[3]);
+  const __m512i high = _mm512_unpacklo_epi64(_mm512_unpackhi_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[2], v[3]));
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i planes[] = {high, _mm512_unpackhi_epi64(even, odd), _mm512_unpacklo_epi64(even, odd)};
+  for (int d = 0; d < kDigits; ++d)
+    _mm512_storeu_si512(digits + d * kTile, _mm512_permutexvar_epi32(in_order, planes[d]));
 #else
   for (int64_t i = 0; i < kDepth; ++i) {
     int32_t v = i < columns ? static_cast<int32_t>(std::nearbyint(x[i] * scale)) : 0;
@@ -96,11 +105,11 @@ void linear_fixed_weight(const LinearFixedWeightArgs& a, int index, int count) {
 
 void linear_fixed_pack(const LinearFixedArgs& a, int index, int count) {
   const int64_t depths = depths_of(a.k);
-  const Range range = partition(blocks_of(a.num_rows) * kBlock, 1, index, count);
+  const Range range = partition(blocks_of(a.num_rows) * kBlock, kBlock, index, count);
   for (int64_t t = range.begin; t < range.end; ++t) {
     const float* x = a.x + t * a.x_stride;
     const float scale = t < a.num_rows ? scale_of(largest_of(x, a.k)) : 0.0f;
-    a.x_scales[t] = scale;
+    a.x_units[t] = unit_of(scale, kUnitOfX);
     int8_t* out = a.x_tiles + t / kBlock * depths * kDigits * kTile + t % kBlock * kDepth;
     for (int64_t i = 0; i < depths; ++i)
       split_digits(x + i * kDepth, scale > 0.0f ? a.k - i * kDepth : 0, scale, out + i * kDigits * kTile);
@@ -112,10 +121,60 @@ namespace {
 // Sums of the products whose weights are 2^32, 2^24 and 2^16: sums[3][x block][W block][16 rows of x][16 rows of W].
 constexpr int64_t kSums = 4 * kBlock * kBlock;
 
+// A panel of up to kOutputs columns of the result: units and bias, zero past the end.
+struct Panel {
+  alignas(64) float units[kOutputs] = {}, bias[kOutputs] = {};
+  int64_t first = 0, columns = 0;
+
+  Panel() = default;
+  Panel(const LinearFixedArgs& a, int64_t n) : first(n), columns(min64(kOutputs, a.n - n)) {
+    for (int64_t i = 0; i < columns; ++i) units[i] = unit_of(a.scales[n + i], kUnitOfW);
+    if (a.bias) std::memcpy(bias, a.bias + n, columns * sizeof(float));
+  }
+};
+
+// Sums of a pair of blocks of x that wait to become results, a few rows at a time between the products of the next,
+// so that tiles and vectors work side by side.
+struct Waiting {
+  const Panel* panel = nullptr;
+  const int32_t* sums = nullptr;
+  const float* x_units = nullptr;
+  float* out = nullptr;
+  int64_t stride = 0, row = 0, rows = 0, at_a_time = 0;
+
+  void some() {
+    for (const int64_t end = min64(row + at_a_time, rows); row < end; ++row) store();
+  }
+  void all() {
+    for (; row < rows; ++row) store();
+  }
+  void store() const {
+    const int32_t* from = sums + row / kBlock * 512 + row % kBlock * kBlock;
+    if (panel->columns == kOutputs) {
+      half(from, 0, out + row * stride);
+      half(from, 1, out + row * stride + kBlock);
+      return;
+    }
+    float values[kOutputs];
+    half(from, 0, values);
+    half(from, 1, values + kBlock);
+    std::memcpy(out + row * stride, values, panel->columns * sizeof(float));
+  }
+  void half(const int32_t* from, int64_t which, float* __restrict to) const {
+    const float *units = panel->units + which * kBlock, *bias = panel->bias + which * kBlock;
+    const float x_unit = x_units[row];
+    const int32_t *high = from + which * 256, *middle = high + kSums, *low = middle + kSums;
+    for (int64_t n = 0; n < kBlock; ++n) {
+      const float rest = static_cast<float>(middle[n]) + static_cast<float>(low[n]) * 0x1p-8f;
+      to[n] = (static_cast<float>(high[n]) + rest * 0x1p-8f) * x_unit * units[n] + bias[n];
+    }
+  }
+};
+
 #if defined(__AMX_INT8__)
 // sums += digits `of_x` of one or two blocks of x times digits `of_w` of two blocks of W, in tiles 0 to 3.
 template <int kBlocks>
-inline void digit_products(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths) {
+inline void digit_products(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths, Waiting& waiting) {
   for (int64_t i = 0; i < depths; ++i, x += kDigits * kTile, w += 2 * kDigits * kTile) {
     _tile_loadd(4, x, 64);
     _tile_loadd(6, w, 64);
@@ -127,26 +186,28 @@ inline void digit_products(const int8_t* x, const int8_t* w, int64_t x_block, in
       _tile_dpbssd(2, 5, 6);
       _tile_dpbssd(3, 5, 7);
     }
+    waiting.some();
   }
 }
 
 template <int kBlocks>
-inline void fixed_tiles(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths, bool first, int32_t* sums) {
+inline void fixed_tiles(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths, bool first, int32_t* sums,
+                        Waiting& waiting) {
   for (int weight = 0; weight < 3; ++weight, sums += kSums) {
     first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
     for (int of_x = 0; of_x <= weight; ++of_x)
-      digit_products<kBlocks>(x + of_x * kTile, w + (weight - of_x) * 2 * kTile, x_block, depths);
+      digit_products<kBlocks>(x + of_x * kTile, w + (weight - of_x) * 2 * kTile, x_block, depths, waiting);
     store_sums<kBlocks>(sums, 256, 2 * 256);
   }
 }
 
 inline void fixed_sums(const int8_t* x, const int8_t* w, int64_t x_block, int64_t blocks, int64_t depths, bool first,
-                       int32_t* sums) {
-  (blocks == 2 ? fixed_tiles<2> : fixed_tiles<1>)(x, w, x_block, depths, first, sums);
+                       int32_t* sums, Waiting& waiting) {
+  (blocks == 2 ? fixed_tiles<2> : fixed_tiles<1>)(x, w, x_block, depths, first, sums, waiting);
 }
 #else
 inline void fixed_sums(const int8_t* x, const int8_t* w, int64_t x_block, int64_t blocks, int64_t depths, bool first,
-                       int32_t* sums) {
+                       int32_t* sums, Waiting&) {
   if (first) std::memset(sums, 0, 3 * kSums * sizeof(int32_t));
   for (int64_t i = 0; i < depths; ++i)
     for (int64_t part = 0; part < 2 * blocks; ++part)
@@ -163,43 +224,39 @@ inline void fixed_sums(const int8_t* x, const int8_t* w, int64_t x_block, int64_
 }
 #endif
 
-// out[t][0, columns) of one row from the three sums of its block; steps of the rows of W.
-inline void store_row(const int32_t* sums, double x_step, const double* steps, const float* bias, int64_t columns,
-                      float* out) {
-  for (int64_t n = 0; n < columns; ++n) {
-    const double product = 65536.0 * sums[n] + 256.0 * sums[kSums + n] + sums[2 * kSums + n];
-    out[n] = static_cast<float>(product * (65536.0 * x_step * steps[n]) + (bias ? bias[n] : 0.0f));
-  }
-}
-
-// Columns [n, n + columns) of the result, columns <= kOutputs.
-inline void fixed_panel(const LinearFixedArgs& a, int64_t n, int64_t columns, int32_t* sums) {
+// One panel; `waiting` is what the panel before left.
+inline void fixed_panel(const LinearFixedArgs& a, const Panel& panel, int32_t* sums, Waiting& waiting) {
   const int64_t depths = depths_of(a.k), blocks = blocks_of(a.num_rows), x_block = depths * kDigits * kTile;
-  const int8_t* w = a.tiles + n / kOutputs * depths * 2 * kDigits * kTile;
-  for (int64_t begin = 0; begin < depths; begin += kChunk)
-    for (int64_t b = 0; b < blocks; b += 2)
+  const int8_t* w = a.tiles + panel.first / kOutputs * depths * 2 * kDigits * kTile;
+  for (int64_t begin = 0; begin < depths; begin += kChunk) {
+    const int64_t of_chunk = min64(kChunk, depths - begin);
+    for (int64_t b = 0; b < blocks; b += 2) {
+      int32_t* to = sums + (depths > kChunk ? b / 2 : waiting.sums == sums) * 3 * kSums;
+      if (to == waiting.sums) waiting.all();
       fixed_sums(a.x_tiles + b * x_block + begin * kDigits * kTile, w + begin * 2 * kDigits * kTile, x_block,
-                 min64(2, blocks - b), min64(kChunk, depths - begin), begin == 0, sums + b / 2 * 3 * kSums);
-  double steps[kOutputs];
-  for (int64_t i = 0; i < columns; ++i) steps[i] = step_of(a.scales[n + i]);
-  for (int64_t t = 0; t < a.num_rows; ++t)
-    for (int64_t half = 0; half * kBlock < columns; ++half) {
-      const int64_t at = n + half * kBlock, part = t / kBlock % 2 * 2 + half;
-      store_row(sums + t / kOutputs * 3 * kSums + part * 256 + t % kBlock * kBlock, step_of(a.x_scales[t]),
-                steps + half * kBlock, a.bias ? a.bias + at : nullptr, min64(kBlock, columns - half * kBlock), a.out + t * a.n + at);
+                 min64(2, blocks - b), of_chunk, begin == 0, to, waiting);
+      waiting.all();
+      if (begin + kChunk < depths) continue;
+      const int64_t row = b * kBlock, rows = min64(kOutputs, a.num_rows - row), steps = 6 * of_chunk;
+      waiting = {&panel, to, a.x_units + row, a.out + row * a.n + panel.first, a.n, 0, rows, (rows - 1) / steps + 1};
     }
+  }
 }
 
 }  // namespace
 
 void linear_fixed(const LinearFixedArgs& a, int, int) {
-  int32_t* sums = static_cast<int32_t*>(scratch((blocks_of(a.num_rows) + 1) / 2 * 3 * kSums * 4));
+  const int64_t pairs = depths_of(a.k) > kChunk ? (blocks_of(a.num_rows) + 1) / 2 : 2;
+  int32_t* sums = static_cast<int32_t*>(scratch(pairs * 3 * kSums * 4));
 #if defined(__AMX_INT8__)
   configure_tiles(16);
 #endif
-  const int64_t panels = (a.n + kOutputs - 1) / kOutputs;
-  for (int64_t panel; (panel = a.next->fetch_add(1, std::memory_order_relaxed)) < panels;)
-    fixed_panel(a, panel * kOutputs, min64(kOutputs, a.n - panel * kOutputs), sums);
+  Panel panels[2];
+  Waiting waiting;
+  const int64_t num_panels = (a.n + kOutputs - 1) / kOutputs;
+  for (int64_t i = 0, panel; (panel = a.next->fetch_add(1, std::memory_order_relaxed)) < num_panels; ++i)
+    fixed_panel(a, panels[i % 2] = Panel(a, panel * kOutputs), sums, waiting);
+  waiting.all();
 #if defined(__AMX_INT8__)
   _tile_release();
 #endif

@@ -26,9 +26,7 @@ def pack_native(weight: torch.Tensor) -> FixedWeight:
     packed = FixedWeight(
         torch.empty(_native.linear_fixed_weight_bytes(outputs, inputs), dtype=torch.int8), weight.new_empty(outputs)
     )
-    _native.linear_fixed_weight(
-        weight.data_ptr(), packed.tiles.data_ptr(), packed.scales.data_ptr(), outputs, inputs
-    )
+    _native.linear_fixed_weight(weight.data_ptr(), packed.tiles.data_ptr(), packed.scales.data_ptr(), outputs, inputs)
     return packed
 
 
@@ -45,8 +43,6 @@ def native_linear_fixed(
     bias = None if bias is None else bias.contiguous()
     (rows, inputs), outputs = x.shape, scales.shape[0]
     out = x.new_empty(rows, outputs)
-    x_tiles = torch.empty(_native.linear_fixed_bytes(rows, inputs), dtype=torch.int8)
-    x_scales = x.new_empty(-(-rows // 16) * 16)
     if rows:
         _native.linear_fixed(
             x.data_ptr(),
@@ -55,8 +51,6 @@ def native_linear_fixed(
             scales.data_ptr(),
             pointer(bias),
             out.data_ptr(),
-            x_tiles.data_ptr(),
-            x_scales.data_ptr(),
             rows,
             outputs,
             inputs,
