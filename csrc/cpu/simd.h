@@ -1,7 +1,7 @@
 // One vector of floats, as wide as the instruction set this file is compiled for: 16, 8 or, as the readable
 // specification that the others are tested against, 1. Everything lives in the namespace of that instruction set, so
-// that no inline function of one can be linked into another. Lanes never mix except in hsum and hmax, whose order is
-// fixed.
+// that no inline function of one can be linked into another. Lanes never mix except in hsum, hsums and hmax, whose
+// order is fixed.
 #pragma once
 
 #include <cmath>
@@ -58,6 +58,11 @@ inline void store_n(T* p, vf v, int64_t n) {
   T lanes[VF];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+inline vf hsums(const vf (&v)[VF]) {  // lane i: hsum(v[i])
+  float lanes[VF];
+  for (int64_t i = 0; i < VF; ++i) lanes[i] = hsum(v[i]);
+  return load(lanes);
 }
 #endif
 

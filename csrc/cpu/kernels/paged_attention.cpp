@@ -21,10 +21,21 @@ struct Unit {
   int64_t length, group;
 };
 
+// Calls f(position, row, n, next) for each page: n rows from `row` on belong to the positions from `position` on; next:
+// the page after, to be fetched meanwhile, or `then`.
+template <class T, class F>
+void for_pages(const PagedAttentionArgs& a, const Unit<T>& u, const T* base, const T* then, const F& f) {
+  const int64_t page_elements = a.page_size * a.num_kv_heads * a.head_dim;
+  for (int64_t p = 0; p < u.length; p += a.page_size) {
+    const int32_t* page = u.pages + p / a.page_size;
+    const T* next = p + a.page_size < u.length ? base + page[1] * page_elements : then;
+    f(p, base + *page * page_elements, min64(a.page_size, u.length - p), next);
+  }
+}
+
 template <class T>
-const T* entry(const PagedAttentionArgs& a, const T* base, const int32_t* pages, int64_t position) {
-  const int64_t slot = static_cast<int64_t>(pages[position / a.page_size]) * a.page_size + position % a.page_size;
-  return base + slot * a.num_kv_heads * a.head_dim;
+void prefetch_row(const T* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) prefetch(row + i);
 }
 
 template <class T>
@@ -35,6 +46,44 @@ float dot(const T* x, const T* y, int64_t n) {
   for (; i + D::width <= n; i += D::width) sum = D::step(sum, D::load(y + i), D::load(x + i));
   if (i < n) sum = D::step(sum, D::load_n(y + i, n - i), D::load_n(x + i, n - i));
   return hsum(sum);
+}
+
+// The same for VF rows y that lie `stride` apart, one per lane. Few at a time: for more, their addresses do not stay in
+// registers.
+template <class T>
+vf dots(const T* x, const T* y, int64_t stride, int64_t n) {
+  using D = Dot<T>;
+  constexpr int kRows = VF < 4 ? VF : 4;
+  vf sums[VF];
+  for (int first = 0; first < VF; first += kRows, y += kRows * stride) {
+    for (int r = 0; r < kRows; ++r) sums[first + r] = set1(0.0f);
+    int64_t i = 0;
+    for (; i + D::width <= n; i += D::width)
+      for (int r = 0; r < kRows; ++r)
+        sums[first + r] = D::step(sums[first + r], D::load(y + r * stride + i), D::load(x + i));
+    for (int r = 0; r < kRows && i < n; ++r)
+      sums[first + r] = D::step(sums[first + r], D::load_n(y + r * stride + i, n - i), D::load_n(x + i, n - i));
+  }
+  return hsums(sums);
+}
+
+// scores[group][length] of the whole context.
+template <class T>
+void score(const PagedAttentionArgs& a, const Unit<T>& u, float* scores) {
+  const int64_t dim = a.head_dim, stride = a.num_kv_heads * dim;
+  for_pages(a, u, u.k, u.v + *u.pages * a.page_size * stride, [&](int64_t p, const T* key, int64_t n, const T* next) {
+    int64_t i = 0;
+    for (; i + VF <= n; i += VF)
+      for (int64_t g = 0; g < u.group; ++g) {
+        for (int64_t r = g * VF / u.group; r < (g + 1) * VF / u.group; ++r) prefetch_row(next + (i + r) * stride, dim);
+        store(scores + g * u.length + p + i, mul(set1(a.scale), dots(u.q + g * dim, key + i * stride, stride, dim)));
+      }
+    for (; i < n; ++i) {
+      prefetch_row(next + i * stride, dim);
+      for (int64_t g = 0; g < u.group; ++g)
+        scores[g * u.length + p + i] = a.scale * dot(u.q + g * dim, key + i * stride, dim);
+    }
+  });
 }
 
 // scores [group][length] → exp(score - max) in place; returns 1 / sum per head in `norms`.
@@ -61,44 +110,50 @@ void softmax(float* scores, int64_t length, int64_t group, float* norms) {
   }
 }
 
-// One vector of every head's output: sum over positions of weight * value.
-template <class T, int G>
+// C vectors of every head's output, n lanes where it is one: sum over positions of weight * value.
+template <class T, int G, int C>
 void weighted_values(const PagedAttentionArgs& a, const Unit<T>& u, const float* weights, const float* norms,
                      int64_t column, int64_t n) {
-  vf sum[G];
-  for (int g = 0; g < G; ++g) sum[g] = set1(0.0f);
-  for (int64_t p = 0; p < u.length; ++p) {
-    const vf value = load_upto(entry(a, u.v, u.pages, p) + column, n);
-    for (int g = 0; g < G; ++g) sum[g] = fmadd(set1(weights[g * u.length + p]), value, sum[g]);
+  const int64_t stride = a.num_kv_heads * a.head_dim;
+  vf sums[G][C];
+  for (auto& head : sums)
+    for (vf& sum : head) sum = set1(0.0f);
+  for_pages(a, u, u.v + column, u.v + column, [&](int64_t p, const T* row, int64_t rows, const T* next) {
+    for (int64_t i = 0; i < rows; ++i, row += stride, next += stride) {
+      prefetch_row(next, C * VF);
+      vf value[C];
+      for (int c = 0; c < C; ++c) value[c] = load_upto(row + c * VF, C == 1 ? n : VF);
+      for (int g = 0; g < G; ++g) {
+        const vf weight = set1(weights[g * u.length + p + i]);
+        for (int c = 0; c < C; ++c) sums[g][c] = fmadd(weight, value[c], sums[g][c]);
+      }
+    }
+  });
+  for (int g = 0; g < G; ++g) {
+    T* out = u.out + g * a.head_dim + column;
+    const vf norm = set1(norms[g]);
+    for (int c = 0; c < C; ++c) store_upto(out + c * VF, mul(sums[g][c], norm), C == 1 ? n : VF);
   }
-  for (int g = 0; g < G; ++g) store_upto(u.out + g * a.head_dim + column, mul(sum[g], set1(norms[g])), n);
 }
 
-template <class T>
-void values(const PagedAttentionArgs& a, const Unit<T>& u, const float* w, const float* norms, int64_t i, int64_t n) {
-  switch (u.group) {
-    case 1: return weighted_values<T, 1>(a, u, w, norms, i, n);
-    case 2: return weighted_values<T, 2>(a, u, w, norms, i, n);
-    case 3: return weighted_values<T, 3>(a, u, w, norms, i, n);
-    case 4: return weighted_values<T, 4>(a, u, w, norms, i, n);
-    case 5: return weighted_values<T, 5>(a, u, w, norms, i, n);
-    case 6: return weighted_values<T, 6>(a, u, w, norms, i, n);
-    case 7: return weighted_values<T, 7>(a, u, w, norms, i, n);
-    default: return weighted_values<T, 8>(a, u, w, norms, i, n);
-  }
+template <class T, int G>
+void values(const PagedAttentionArgs& a, const Unit<T>& u, const float* weights, const float* norms) {
+  constexpr int kSums = VF == 1 ? 1 : 3 * VF / 2, kColumns = G > kSums / 2 ? 1 : kSums / G >= 4 ? 4 : 2;
+  int64_t i = 0;
+  for (; i + kColumns * VF <= a.head_dim; i += kColumns * VF)
+    weighted_values<T, G, kColumns>(a, u, weights, norms, i, VF);
+  for (; i < a.head_dim; i += VF) weighted_values<T, G, 1>(a, u, weights, norms, i, min64(VF, a.head_dim - i));
 }
 
 template <class T>
 void attend(const PagedAttentionArgs& a, const Unit<T>& u) {
+  constexpr decltype(&values<T, 1>) kValues[kMaxGroup] = {values<T, 1>, values<T, 2>, values<T, 3>, values<T, 4>,
+                                                          values<T, 5>, values<T, 6>, values<T, 7>, values<T, 8>};
   float norms[kMaxGroup];
   float* scores = static_cast<float*>(scratch(u.group * u.length * static_cast<int64_t>(sizeof(float))));
-  for (int64_t p = 0; p < u.length; ++p) {
-    const T* key = entry(a, u.k, u.pages, p);
-    for (int64_t g = 0; g < u.group; ++g)
-      scores[g * u.length + p] = a.scale * dot(u.q + g * a.head_dim, key, a.head_dim);
-  }
+  score(a, u, scores);
   softmax(scores, u.length, u.group, norms);
-  for_vectors(a.head_dim, [&](int64_t i, int64_t n) { values(a, u, scores, norms, i, n); });
+  kValues[u.group - 1](a, u, scores, norms);
 }
 
 template <class T>
