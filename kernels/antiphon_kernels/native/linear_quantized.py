@@ -1,5 +1,5 @@
 """Native linear with int8 and int4 weights, read as they are stored: a row has the same result among few rows (decode) and
-among many (prompts). Beyond :func:`max_rows` of a branch PyTorch multiplies with weights widened on the way."""
+among many (prompts). Without AMX, PyTorch serves more than :func:`max_rows` of a branch, with weights widened on the way."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Kernels(NamedTuple):
     few: Callable[..., None]
     many: Callable[..., None]
     widen: Callable[[torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
-    max_rows: float
-    """Rows of a branch, with AMX, up to which ``many`` is faster than PyTorch."""
 
 
-INT8 = Kernels(_native.linear_int8, _native.linear_int8_wide, dequantize_int8, math.inf)
-INT4 = Kernels(_native.linear_int4, _native.linear_int4_wide, dequantize_int4, MAX_ROWS)
+INT8 = Kernels(_native.linear_int8, _native.linear_int8_wide, dequantize_int8)
+INT4 = Kernels(_native.linear_int4, _native.linear_int4_wide, dequantize_int4)
+VECTOR_ROWS = {torch.float32: 64, torch.bfloat16: 256}
+"""Rows up to which going sixteen by sixteen beat PyTorch, restricted to the same instruction set, on AVX2 and AVX-512."""
 
 
 def _supports_int8(x, weight, scale, bias, split) -> bool:
@@ -60,14 +60,17 @@ def native_linear_int4(
     return _run(INT4, x, weight, scale, bias, split)
 
 
-def max_rows(kernels: Kernels) -> float:
-    """Rows of a branch up to which a native kernel serves them, with the instruction set in use."""
-    return kernels.max_rows if _native.isa() == "amx" else MAX_ROWS
+def max_rows(dtype: torch.dtype) -> float:
+    """Rows of a branch up to which a native kernel serves them, with the instruction set in use and x of ``dtype``."""
+    isa = _native.isa()
+    if isa == "amx":
+        return math.inf
+    return MAX_ROWS if isa == "scalar" else VECTOR_ROWS[dtype]
 
 
 def _run(kernels, x, weight, scale, bias, split) -> torch.Tensor:
     rows = max(split, x.shape[0] - split)
-    if rows > max_rows(kernels):
+    if rows > max_rows(x.dtype):
         return dense(x, kernels.widen(weight, scale, x.dtype), bias, split)
     return native_linear(kernels, x, weight, scale, bias, split, rows > MAX_ROWS)
 
