@@ -3,8 +3,11 @@
 // 32 rows of W meet both planes of 8 rows of x, a group of 128 columns a step. A step is four stages that work on
 // groups one apart, their instructions mixed, so that no stage waits for another's stores or products:
 //     unpack group s + 1 | multiply group s | store the products of group s - 1 | scale and add those of group s - 2.
+// Tile instructions lie apart, among vector ones: on a slow core, one right after another takes up to twice as long.
 // The same exact integers are scaled and added in float32 in the same order as in linear_int4_vnni.h.
 #pragma once
+
+#include <utility>
 
 #include "linear_int4_vnni.h"
 #include "tiles.h"
@@ -18,9 +21,9 @@ constexpr int64_t kInt4Piece = 8192;    // bytes of each, at least, so that a st
 constexpr int64_t kInt4Apart = 320;     // bytes between buffers whose addresses must not be equal in the low 12 bits
 constexpr float kInt4Unit = 1.0f / 16;  // of the unpacked weights, which keep their place in the upper half of a byte
 
-// What one step works on. w: the group to unpack, rows `stride` bytes apart; ahead: what to fetch from memory meanwhile,
-// in streams `apart` bytes apart; tiles, x: the group to multiply; stored, products: where those of the last step go
-// and those of the step before are, [4][8 rows][16].
+// What one step works on. w: the group to unpack, rows `stride` bytes apart; ahead: what to fetch from memory
+// meanwhile, in streams `apart` bytes apart; tiles, x: the group to multiply; stored, products: where those of the last
+// step go and those of the step before are, [4][8 rows][16].
 struct Int4Step {
   const uint8_t *w, *ahead;
   int64_t stride, apart;
@@ -52,14 +55,14 @@ struct Int4Ahead {
   }
 };
 
-// 64 bytes each of rows [kFirst, kFirst + 4): low halves to tiles[0, 256), high halves to tiles[1024, 1280).
+// 64 bytes each of rows [kFirst, kFirst + 2): low halves to tiles[0, 128), high halves to tiles[1024, 1152).
 template <int64_t kFirst>
-inline void unpack_four(const Int4Step& s, uint8_t* tiles) {
+inline void unpack_two(const Int4Step& s, uint8_t* tiles) {
   const __m512i mask = _mm512_set1_epi8(-16), sign = _mm512_set1_epi8(-128);
   const auto signed_upper = [&](__m512i v) {
     return _mm512_ternarylogic_epi32(v, mask, sign, 0x6a);  // (v & mask) ^ sign
   };
-  for (int64_t r = 0; r < 4; ++r) {
+  for (int64_t r = 0; r < 2; ++r) {
     const __m512i raw = _mm512_loadu_si512(s.w + (kFirst + r) * s.stride);
     const int64_t stream = (kFirst + r) % kInt4Streams, line = (kFirst + r) / kInt4Streams;
     _mm_prefetch(s.ahead + stream * s.apart + line * kTileBytes, _MM_HINT_T1);
@@ -68,60 +71,58 @@ inline void unpack_four(const Int4Step& s, uint8_t* tiles) {
   }
 }
 
-// sums[r] += rows r | r + 4 of products[8][16]: (256 high + low) * the row's factor. factors: 0..3 twice, 4..7 twice.
-inline void int4_scale(const int32_t* products, vf factors, vf (&sums)[4]) {
-  const auto add_pair = [&](int r, vf factor) {
-    const vf a = _mm512_cvtepi32_ps(_mm512_load_si512(products + 16 * r));
-    const vf b = _mm512_cvtepi32_ps(_mm512_load_si512(products + 16 * (r + 4)));
-    const vf exact = fmadd(_mm512_shuffle_f32x4(a, b, 0x44), set1(256.0f), _mm512_shuffle_f32x4(a, b, 0xee));
-    sums[r] = fmadd(exact, factor, sums[r]);  // rounded once before, as the integer would be
-  };
-  add_pair(0, _mm512_permute_ps(factors, 0x00));
-  add_pair(1, _mm512_permute_ps(factors, 0x55));
-  add_pair(2, _mm512_permute_ps(factors, 0xaa));
-  add_pair(3, _mm512_permute_ps(factors, 0xff));
+// sum += rows r | r + 4 of products[8][16]: (256 high + low) * the row's factor.
+inline vf int4_scaled(const int32_t* products, int r, vf factor, vf sum) {
+  const vf a = _mm512_cvtepi32_ps(_mm512_load_si512(products + 16 * r));
+  const vf b = _mm512_cvtepi32_ps(_mm512_load_si512(products + 16 * (r + 4)));
+  const vf exact = fmadd(_mm512_shuffle_f32x4(a, b, 0x44), set1(256.0f), _mm512_shuffle_f32x4(a, b, 0xee));
+  return fmadd(exact, factor, sum);  // rounded once before, as the integer would be
 }
 
-// A quarter of a step's unpacking and scaling: 8 rows.
-template <int Q>
-inline void int4_vector_quarter(const Int4Step& s, vf (&sums)[4][4]) {
-  uint8_t* tiles = s.unpacked + Q / 2 * 2048 + Q % 2 * 512;
-  unpack_four<8 * Q>(s, tiles);
-  unpack_four<8 * Q + 4>(s, tiles + 256);
-  const vf f = s.factors[Q / 2];
-  int4_scale(s.products + 128 * Q, _mm512_shuffle_f32x4(f, f, Q % 2 == 0 ? 0x50 : 0xfa), sums[Q]);
+// The tile instruction of one of a step's 16 slots. Steps take turns with the tiles of sums; tile numbers are literals.
+template <int kTurn, int S>
+inline void int4_tile_slot(const Int4Step& s) {
+  if constexpr (S == 0) _tile_loadd(6, s.x, 64);
+  if constexpr (S == 1) _tile_loadd(4, s.tiles, 64);
+  if constexpr (S == 2) _tile_loadd(5, s.tiles + 2048, 64);
+  if constexpr (S == 7) _tile_loadd(7, s.x + 1024, 64);
+  if constexpr (S == 8) _tile_loadd(4, s.tiles + 1024, 64);
+  if constexpr (S == 10) _tile_loadd(5, s.tiles + 3072, 64);
+  if constexpr (kTurn == 0) {
+    if constexpr (S == 3) { _tile_zero(0); _tile_dpbssd(0, 4, 6); }
+    if constexpr (S == 4) _tile_stored(2, s.stored, 64);
+    if constexpr (S == 5) { _tile_zero(1); _tile_dpbssd(1, 5, 6); }
+    if constexpr (S == 9) _tile_stored(3, s.stored + 256, 64);
+    if constexpr (S == 11) _tile_dpbssd(0, 4, 7);
+    if constexpr (S == 13) _tile_dpbssd(1, 5, 7);
+  } else {
+    if constexpr (S == 3) { _tile_zero(2); _tile_dpbssd(2, 4, 6); }
+    if constexpr (S == 4) _tile_stored(0, s.stored, 64);
+    if constexpr (S == 5) { _tile_zero(3); _tile_dpbssd(3, 5, 6); }
+    if constexpr (S == 9) _tile_stored(1, s.stored + 256, 64);
+    if constexpr (S == 11) _tile_dpbssd(2, 4, 7);
+    if constexpr (S == 13) _tile_dpbssd(3, 5, 7);
+  }
 }
 
-// A quarter of a step's products: 64 columns of 16 rows. Steps take turns with the tiles of sums; tile numbers are
-// literals.
-template <int kTurn, int Q>
-inline void int4_tile_quarter(const Int4Step& s) {
-  constexpr int kCase = 4 * kTurn + Q;
-  const uint8_t* w = s.tiles + Q % 2 * 2048 + Q / 2 * 1024;
-  if constexpr (Q == 0) _tile_loadd(6, s.x, 64);
-  if constexpr (Q == 2) _tile_loadd(7, s.x + 1024, 64);
-  if constexpr (Q % 2 == 0) _tile_loadd(4, w, 64);
-  else _tile_loadd(5, w, 64);
-  if constexpr (kCase == 0) { _tile_zero(0); _tile_dpbssd(0, 4, 6); }
-  if constexpr (kCase == 1) { _tile_zero(1); _tile_dpbssd(1, 5, 6); _tile_stored(2, s.stored, 64); }
-  if constexpr (kCase == 2) { _tile_dpbssd(0, 4, 7); _tile_stored(3, s.stored + 256, 64); }
-  if constexpr (kCase == 3) _tile_dpbssd(1, 5, 7);
-  if constexpr (kCase == 4) { _tile_zero(2); _tile_dpbssd(2, 4, 6); }
-  if constexpr (kCase == 5) { _tile_zero(3); _tile_dpbssd(3, 5, 6); _tile_stored(0, s.stored, 64); }
-  if constexpr (kCase == 6) { _tile_dpbssd(2, 4, 7); _tile_stored(1, s.stored + 256, 64); }
-  if constexpr (kCase == 7) _tile_dpbssd(3, 5, 7);
+// A sixteenth of a step: a tile instruction, two rows to unpack, two rows of products to scale and add.
+template <int kTurn, int S>
+inline void int4_slot(const Int4Step& s, vf (&sums)[4][4]) {
+  int4_tile_slot<kTurn, S>(s);
+  unpack_two<2 * S>(s, s.unpacked + S / 8 * 2048 + S % 8 * 128);
+  constexpr int Q = S / 4, r = S % 4;
+  const vf f = s.factors[Q / 2], four = _mm512_shuffle_f32x4(f, f, Q % 2 == 0 ? 0x50 : 0xfa);
+  sums[Q][r] = int4_scaled(s.products + 128 * Q, r, _mm512_permute_ps(four, 0x55 * r), sums[Q][r]);
+}
+
+template <int kTurn, int... S>
+inline void int4_slots(const Int4Step& s, vf (&sums)[4][4], std::integer_sequence<int, S...>) {
+  (int4_slot<kTurn, S>(s, sums), ...);
 }
 
 template <int kTurn>
 inline void int4_step(const Int4Step& s, vf (&sums)[4][4]) {
-  int4_tile_quarter<kTurn, 0>(s);
-  int4_vector_quarter<0>(s, sums);
-  int4_tile_quarter<kTurn, 1>(s);
-  int4_vector_quarter<1>(s, sums);
-  int4_tile_quarter<kTurn, 2>(s);
-  int4_vector_quarter<2>(s, sums);
-  int4_tile_quarter<kTurn, 3>(s);
-  int4_vector_quarter<3>(s, sums);
+  int4_slots<kTurn>(s, sums, std::make_integer_sequence<int, 16>{});
 }
 
 // out[t]: lane t of 16 rows; v[i] holds 8 lanes each of rows i | i + 4 for i < 4 and of i + 4 | i + 8 for the others.
