@@ -29,7 +29,8 @@ void EncoderPass::reserve(const EncoderInput& in) {
   qkv_.reserve(rows * 3 * hidden * size);
   hidden_.reserve(rows * mlp * size);
   rows_.reserve(m_.dtype, frames, m_.conv1.k);
-  rows_.reserve(m_.dtype, rows, std::max({m_.conv2.k, hidden, mlp}));
+  rows_.reserve(m_.dtype, rows, m_.conv2.k);
+  wide_.reserve(m_.dtype, rows, mlp);
 }
 
 struct EncoderPass::Thread : PassThread {
@@ -61,7 +62,7 @@ struct EncoderPass::Thread : PassThread {
 
   void project(const PassLinear& w, const Aligned<char>& x, int64_t rows, const Aligned<char>& to) {
     linear(w, x.data(), s.rows_, rows, to.data());
-    job_barrier(count);
+    wait();
   }
 
   // Both convolutions. Rows of windows run on from one segment to the next; those that straddle two are computed
@@ -69,9 +70,9 @@ struct EncoderPass::Thread : PassThread {
   void convolve() {
     const int64_t period = in.frames + kPadding, frames = in.num_segments * period - kPadding;
     blocks(frames, [&](int64_t row, int64_t n) { pack(in.mels, m.num_mels(), row, n, m.conv1.k, s.rows_); });
-    job_barrier(count);
+    wait();
     linear(m.conv1, in.mels, m.num_mels(), s.rows_, frames, at(s.frames_, m.leading, hidden));
-    job_barrier(count);
+    wait();
     blocks(in.num_segments * period, [&](int64_t row, int64_t n) {
       for (int64_t i = row; i < row + n; ++i) {
         const int64_t frame = i % period - m.leading;
@@ -79,12 +80,12 @@ struct EncoderPass::Thread : PassThread {
         0 <= frame && frame < in.frames ? gelu(x, hidden) : static_cast<void>(std::memset(x, 0, hidden * size));
       }
     });
-    job_barrier(count);
+    wait();
     const int64_t rows = in.num_segments * period / 2 - 1;
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.frames_.data(), 2 * hidden, row, n, m.conv2.k, s.rows_); });
-    job_barrier(count);
+    wait();
     linear(m.conv2, s.frames_.data(), 2 * hidden, s.rows_, rows, s.branch_.data());
-    job_barrier(count);
+    wait();
   }
 
   // x = gelu(convolved) + positions, without the rows between segments.
@@ -97,7 +98,7 @@ struct EncoderPass::Thread : PassThread {
       }
       ready(m.layers[0].attn_norm, at(s.x_, row, hidden), row, n);
     });
-    job_barrier(count);
+    wait();
   }
 
   // y = attention of all rows, or of the wanted ones.
@@ -112,7 +113,7 @@ struct EncoderPass::Thread : PassThread {
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
     kernel.encoder_attention({dtype, part(0), part(1), part(2), in.lengths, s.y_.data(), ends ? in.wanted : length,
                               length, in.block, scale, of_layer}, index, count);
-    job_barrier(count);
+    wait();
   }
 
   // The residual after attention; of the last layer only the wanted rows go on, in `out`.
@@ -130,27 +131,23 @@ struct EncoderPass::Thread : PassThread {
     project(w.qkv, s.y_, all_rows, s.qkv_);
     attend(ends);
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
-    job_barrier(count);
+    wait();
     project(w.out, s.y_, rows, s.branch_);
     const auto x = [&](int64_t row) { return ends ? out(row) : at(s.x_, row, hidden); };
     blocks(rows, [&](int64_t row, int64_t n) {
       add_attention(ends, row, n);
       ready(w.mlp_norm, x(row), row, n);
     });
-    job_barrier(count);
-    project(w.fc1, s.y_, rows, s.hidden_);
-    blocks(rows, [&](int64_t row, int64_t n) {
-      gelu(at(s.hidden_, row, w.fc1.n), n * w.fc1.n);
-      pack(s.hidden_.data(), row, n, w.fc1.n, s.rows_);
-    });
-    job_barrier(count);
-    project(w.fc2, s.hidden_, rows, s.branch_);
+    wait();
+    linear_gelu(w.fc1, s.y_.data(), s.rows_, rows, s.hidden_, Activation::gelu_exact, s.wide_);
+    linear(w.fc2, s.hidden_.data(), s.wide_, rows, s.branch_.data());
+    wait();
     blocks(rows, [&](int64_t row, int64_t n) {
       add(x(row), at(s.branch_, row, hidden), x(row), n);
       if (!ends) ready(m.layers[i + 1].attn_norm, x(row), row, n);
       if (ends && m.final_norm.weight) normalise(m.final_norm, x(row), x(row), n);
     });
-    job_barrier(count);
+    wait();
   }
 
   void encode() {

@@ -57,7 +57,7 @@ class EncoderPass {
   const EncoderWeights m_;
   std::mutex busy_;
   Aligned<char> frames_, x_, y_, branch_, qkv_, hidden_;
-  PassOperand rows_;
+  PassOperand rows_, wide_;
   PassCounters counters_;
 };
 

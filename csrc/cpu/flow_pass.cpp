@@ -26,7 +26,8 @@ void FlowPass::reserve(int64_t rows, int64_t tokens) {
   qkv_.reserve(rows * 3 * hidden * size);
   hidden_.reserve(rows * mlp * size);
   for (Aligned<char>& buffer : modulations_) buffer.reserve(tokens * 6 * hidden * size);
-  rows_.reserve(m_.dtype, rows, std::max({hidden, mlp, m_.input.k}));
+  rows_.reserve(m_.dtype, rows, std::max(hidden, m_.input.k));
+  wide_.reserve(m_.dtype, rows, mlp);
   tokens_.reserve(m_.dtype, tokens, hidden);
 }
 
@@ -71,12 +72,12 @@ struct FlowPass::Thread : PassThread {
       if (layer > 0) add_branch(layer - 1, 5, row, n);
       norm(layer, 0, row, n);
     });
-    job_barrier(count);
+    wait();
   }
 
   void project(const PassLinear& w, const Aligned<char>& x, const Aligned<char>& out) {
     linear(w, x.data(), s.rows_, rows, out.data());
-    job_barrier(count);
+    wait();
   }
 
   void rotate() {
@@ -85,7 +86,7 @@ struct FlowPass::Thread : PassThread {
                         at(s.k_, row, hidden), at(s.v_, row, hidden), 3 * hidden, n, m.num_heads,
                         hidden / m.num_heads}, 0, 1);
     });
-    job_barrier(count);
+    wait();
   }
 
   char* window(void* cache, size_t layer) const {
@@ -102,7 +103,7 @@ struct FlowPass::Thread : PassThread {
     kernel.flow_attention({m.dtype, s.q_.data(), s.k_.data(), s.v_.data(), in.cu_seqlens, window(in.keys, layer),
                            window(in.values, layer), in.slots, in.cache_lens, s.y_.data(), in.window, scale, of_layer},
                           index, count);
-    job_barrier(count);
+    wait();
   }
 
   // Keys and values of the kept rows to their places.
@@ -125,30 +126,25 @@ struct FlowPass::Thread : PassThread {
     attend(i);
     if (!in.out) store(i);
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
-    job_barrier(count);
+    wait();
     project(w.proj, s.y_, s.branch_);
     blocks(rows, [&](int64_t row, int64_t n) {
       add_branch(i, 2, row, n);
       norm(i, 3, row, n);
     });
-    job_barrier(count);
-    project(w.fc1, s.y_, s.hidden_);
-    blocks(rows, [&](int64_t row, int64_t n) {
-      char* x = at(s.hidden_, row, w.fc1.n);
-      kernel.gelu({m.dtype, x, x, n * w.fc1.n, true}, 0, 1);
-      pack(s.hidden_.data(), row, n, w.fc1.n, s.rows_);
-    });
-    job_barrier(count);
-    project(w.fc2, s.hidden_, s.branch_);
+    wait();
+    linear_gelu(w.fc1, s.y_.data(), s.rows_, rows, s.hidden_, Activation::gelu_tanh, s.wide_);
+    linear(w.fc2, s.hidden_.data(), s.wide_, rows, s.branch_.data());
+    wait();
   }
 
   void evaluate() {
     blocks(tokens, [&](int64_t row, int64_t n) { pack(in.modulation, row, n, hidden, s.tokens_); });
     blocks(rows, [&](int64_t row, int64_t n) { pack(in.x, row, n, m.input.k, s.rows_); });
-    job_barrier(count);
+    wait();
     modulate(0);
     linear(m.input, in.x, s.rows_, rows, s.x_.data());
-    job_barrier(count);
+    wait();
     for (size_t i = 0; i < m.layers.size(); ++i) layer(i);
     if (!in.out) return;
     enter(m.layers.size());

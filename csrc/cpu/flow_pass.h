@@ -57,7 +57,7 @@ class FlowPass {
   const int64_t alone_work_;
   std::mutex busy_;
   Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_, modulations_[2];
-  PassOperand rows_, tokens_;
+  PassOperand rows_, wide_, tokens_;
   PassCounters counters_;
 };
 

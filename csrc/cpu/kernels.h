@@ -32,6 +32,8 @@ struct LinearArgs {
   int64_t num_rows, split, n, k;
 };
 
+enum class Activation { none, gelu_tanh, gelu_exact };
+
 struct LinearWideArgs {
   const bf16* x;       // [num_rows, k], rows x_stride apart
   int64_t x_stride;
@@ -41,6 +43,10 @@ struct LinearWideArgs {
   bf16* workspace;     // linear_wide_workspace() elements, filled by linear_wide_pack
   std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
   int64_t num_rows, split, n, k;
+  // With an activation, one branch and n a multiple of 32, the results are there for the next linear map alone: as
+  // linear_wide_pack would leave them in this workspace where the instruction set has tiles, in `out` elsewhere.
+  Activation activation = Activation::none;
+  bf16* packed_out = nullptr;
 };
 
 // Elements of the workspace: tiles of 16 rows of each branch.

@@ -84,9 +84,10 @@ struct PassThread {
     pack(x, k, row, n, k, to);
   }
 
-  // out = x W^T + bias of rows [num_rows], `stride` elements apart, packed before.
-  void linear(const PassLinear& w, const void* x, int64_t stride, const PassOperand& packed, int64_t num_rows,
-              void* out) {
+  // out = x W^T + bias of rows [num_rows], `stride` elements apart, packed before; of bfloat16 with an activation as
+  // LinearWideArgs says.
+  void linear(const PassLinear& w, const void* x, int64_t stride, const PassOperand& packed, int64_t num_rows, void* out,
+              Activation activation = Activation::none, const PassOperand* packed_out = nullptr) {
     std::atomic<int64_t>* claimed = next++;
     if (dtype == DType::f32)
       kernel.linear_fixed({static_cast<const float*>(x), stride, static_cast<const int8_t*>(w.weight), w.scales,
@@ -96,12 +97,29 @@ struct PassThread {
     else
       kernel.linear_wide({static_cast<const bf16*>(x), stride, static_cast<const bf16*>(w.weight),
                           static_cast<const bf16*>(w.bias), static_cast<bf16*>(out),
-                          reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows, num_rows, w.n, w.k}, index,
+                          reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows, num_rows, w.n, w.k,
+                          activation, packed_out ? reinterpret_cast<bf16*>(packed_out->tiles.data()) : nullptr}, index,
                          count);
   }
   void linear(const PassLinear& w, const void* x, const PassOperand& packed, int64_t num_rows, void* out) {
     linear(w, x, w.k, packed, num_rows, out);
   }
+
+  // out = gelu(x W^T + bias), packed for the next linear map; all threads are done with it when this returns.
+  void linear_gelu(const PassLinear& w, const void* x, const PassOperand& packed, int64_t num_rows,
+                   const Aligned<char>& out, Activation activation, const PassOperand& packed_out) {
+    if (dtype == DType::bf16) return linear(w, x, w.k, packed, num_rows, out.data(), activation, &packed_out), wait();
+    linear(w, x, packed, num_rows, out.data());
+    wait();
+    blocks(num_rows, [&](int64_t row, int64_t n) {
+      char* of_block = at(out, row, w.n);
+      kernel.gelu({dtype, of_block, of_block, n * w.n, activation == Activation::gelu_tanh}, 0, 1);
+      pack(out.data(), row, n, w.n, packed_out);
+    });
+    wait();
+  }
+
+  void wait() const { job_barrier(count); }
 };
 
 }  // namespace antiphon

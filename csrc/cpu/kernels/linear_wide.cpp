@@ -22,6 +22,9 @@ void by_sixteen(const LinearWideArgs& a, int index, int count) {
            index, count);
     row += rows;
   }
+  if (a.activation == Activation::none) return;
+  job_barrier(count);
+  gelu({DType::bf16, a.out, a.out, a.num_rows * a.n, a.activation == Activation::gelu_tanh}, index, count);
 }
 
 }  // namespace
@@ -35,6 +38,8 @@ WideProblem branch(const LinearWideArgs& a, int64_t which) {
           a.weight + which * a.n * a.k,
           a.bias ? a.bias + which * a.n : nullptr,
           a.out + first * a.n,
+          a.packed_out,
+          a.activation,
           (which == 0 ? a.split : a.num_rows) - first, a.n, a.k};
 }
 
@@ -54,13 +59,14 @@ void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
 void linear_wide(const LinearWideArgs& a, int index, int count) {
   if (a.k % kDepth) return by_sixteen(a, index, count);
   const WideProblem problems[] = {branch(a, 0), branch(a, 1)};
-  const int64_t per_branch = (a.n + kPanelRows - 1) / kPanelRows;
+  const int64_t per_branch = (a.n + kWideRows - 1) / kWideRows;
   const int64_t begin = a.split > 0 ? 0 : per_branch, end = a.split < a.num_rows ? 2 * per_branch : per_branch;
-  const WideMemory memory(max64(a.split, a.num_rows - a.split), a.k);
+  float* memory = static_cast<float*>(scratch(wide_memory(max64(a.split, a.num_rows - a.split), a.k)));
   configure_tiles(16);
   for (int64_t unit; (unit = begin + a.next->fetch_add(1, std::memory_order_relaxed)) < end;) {
-    const int64_t n = unit % per_branch * kPanelRows;
-    wide_panel(problems[unit / per_branch], n, min64(kPanelRows, a.n - n), memory);
+    const WideProblem& p = problems[unit / per_branch];
+    const int64_t n = unit % per_branch * kWideRows;
+    wide_panel(p, n, min64(kWideRows, a.n - n), Weights(p, n + count * kWideRows), memory);
   }
   _tile_release();
 }

@@ -1,12 +1,13 @@
 // Wide bfloat16 linear on AMX tiles; included by linear_wide.cpp where the instruction set has them.
 //
-// 32 rows of W meet 32 rows of x in four accumulator tiles. A panel of rows of W is copied to tiles first, for all rows of x:
-// tiles of 1 KiB load several times faster than 16 rows of W, which lie pages apart and often in the same few sets of the
-// first-level cache, and walking 32 rows side by side is what the prefetcher follows. Every output is the same sum in
-// the same order as in linear_amx.h, so a row has the same result in a prompt and in a decode step. Within a panel, k is
-// walked in chunks; of each, a pair of blocks of x stays in the first-level cache. The sums wait in memory meanwhile.
+// 32 rows of W meet 32 rows of x in four accumulator tiles. Tiles of W are loaded as its rows lie. A tile that is not in
+// the first-level cache is waited for line by line, so the next ones, of W and x, are fetched between the products, and
+// so is a later panel of W, from memory. Every output is the same sum in the same order as in linear_amx.h, so a row has
+// the same result in a prompt and in a decode step; one below 2^-126 is zero. k is walked in chunks: of each, 32 rows of
+// W stay in the first-level cache, and sums wait in memory for the next one.
 #pragma once
 
+#include "gelu.h"
 #include "tiles.h"
 
 namespace antiphon::ANTIPHON_ISA {
@@ -14,10 +15,8 @@ namespace antiphon::ANTIPHON_ISA {
 constexpr int64_t kDepth = 32;                        // columns of a tile
 constexpr int64_t kTileElements = kTileRows * kDepth;
 constexpr int64_t kWideRows = 2 * kTileRows;          // of W that meet a pair of blocks of x in four accumulators
-constexpr int64_t kGroups = 2;                        // of so many rows in a panel
-constexpr int64_t kPanelRows = kGroups * kWideRows;
-constexpr int64_t kPanelDepths = 96;                  // copied at once, 384 KiB of the second-level cache
 constexpr int64_t kChunkDepths = 16;
+constexpr int64_t kPairSums = 4 * 256;                // [blocks of x][blocks of W][16 rows of W][16 rows of x]
 
 inline int64_t wide_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
@@ -37,81 +36,132 @@ struct WideProblem {
   const bf16* w;     // [n, k]
   const bf16* bias;  // or null
   bf16* out;         // [num_rows, n]
+  bf16* packed_out;  // in place of out, with an activation: blocks of 16 rows as tiles
+  Activation activation;
   int64_t num_rows, n, k;
 };
 
-// sums[x block][W block][16][16] += 32 rows of W times one or two blocks of x, over `depths` of k.
+// Weights of the panel from row n on, fetched into the second-level cache little by little.
+class Weights {
+ public:
+  Weights(const WideProblem& p, int64_t n)
+      : next_(reinterpret_cast<const char*>(p.w + min64(n, p.n) * p.k)),
+        end_(reinterpret_cast<const char*>(p.w + min64(n + kWideRows, p.n) * p.k)) {}
+  void fetch_some() {
+    if (next_ >= end_) return;
+    _mm_prefetch(next_, _MM_HINT_T1);
+    _mm_prefetch(next_ + 64, _MM_HINT_T1);
+    next_ += 128;
+  }
+
+ private:
+  const char *next_, *end_;
+};
+
+inline void fetch_lines(const bf16* p, int64_t stride) {
+  for (int64_t i = 0; i < kTileRows; ++i) prefetch(p + i * stride);
+}
+
+// Sums of 32 rows of W, `stride` elements apart, times one or two blocks of x, += over `depths` of k.
 template <int kBlocks>
-inline void wide_tiles(const bf16* w, const bf16* x, int64_t k, int64_t depths, bool first, float* sums) {
+inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, int64_t depths, bool first,
+                       Weights& later, float* sums) {
   first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
-  for (int64_t i = 0; i < depths; ++i, w += 2 * kTileElements, x += kTileElements) {
-    _tile_loadd(4, w, 64);
+  const bf16* other = w + kTileRows * stride;
+  for (int64_t i = 0; i < depths; ++i, w += kDepth, other += kDepth, x += kTileElements) {
+    fetch_lines(w + kDepth, stride);
+    _tile_loadd(4, w, 2 * stride);
     _tile_loadd(6, x, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, w + kTileElements, 64);
+    fetch_lines(other + kDepth, stride);
+    _tile_loadd(5, other, 2 * stride);
     _tile_dpbf16ps(1, 5, 6);
+    fetch_lines(x + kTileElements, kDepth);
+    later.fetch_some();
     if constexpr (kBlocks == 2) {
       _tile_loadd(7, x + kTileRows * k, 64);
       _tile_dpbf16ps(2, 4, 7);
+      fetch_lines(x + kTileRows * k + kTileElements, kDepth);
       _tile_dpbf16ps(3, 5, 7);
     }
   }
   store_sums<kBlocks>(sums, 256, 2 * 256);
 }
 
-// out[t][0, columns) = sums[.., t] + bias
-inline void store_block(const float* sums, const bf16* bias, int64_t rows, int64_t columns, bf16* out, int64_t out_stride) {
-  __m512i v[16];
-  for (int r = 0; r < 16; ++r) v[r] = _mm512_load_si512(sums + 16 * r);
-  transpose_words(v);
-  const vf shift = bias ? load_upto(bias, columns) : set1(0.0f);
-  for (int64_t t = 0; t < rows; ++t)
-    store_upto(out + t * out_stride, add(_mm512_castsi512_ps(v[t]), shift), columns);
-}
+// Two vectors of floats, one behind the other.
+inline __m512i round_pair(vf low, vf high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
 
-// The calling thread's memory: sums of a panel, [group][blocks of x][2][16][16], and its tiles of W, [group][depth][2][16][32].
-struct WideMemory {
-  int64_t group_sums, group_tiles;
-  float* sums;
-  bf16* tiles;
-  WideMemory(int64_t num_rows, int64_t k)
-      : group_sums(wide_blocks(num_rows) * 2 * 256), group_tiles(min64(k / kDepth, kPanelDepths) * 2 * kTileElements) {
-    sums = static_cast<float*>(scratch(kGroups * (group_sums * 4 + group_tiles * 2)));
-    tiles = reinterpret_cast<bf16*>(sums + kGroups * group_sums);
+// out[t][0, columns) = sums[.., t] + bias, of up to 32 columns.
+inline void store_rows(const float* sums, const bf16* bias, int64_t rows, int64_t columns, bf16* out, int64_t stride) {
+  __m512i v[2][16];
+  vf shift[2];
+  for (int64_t half = 0; half < 2; ++half) {
+    for (int64_t r = 0; r < 16; ++r) v[half][r] = _mm512_load_si512(sums + 256 * half + 16 * r);
+    transpose_words(v[half]);
+    const int64_t held = min64(16, columns - 16 * half);
+    shift[half] = bias && held > 0 ? load_upto(bias + 16 * half, held) : set1(0.0f);
   }
-};
-
-// Columns [begin, end) of up to 32 rows of W as tiles [k / 32][2][16][32], zero past `rows`.
-inline void copy_group(const bf16* w, int64_t k, int64_t rows, int64_t begin, int64_t end, bf16* out) {
-  if (rows < kWideRows) std::memset(out, 0, (end - begin) * kWideRows * sizeof(bf16));
-  for (int64_t i = begin; i < end; i += kDepth, out += 2 * kTileElements)
-    for (int64_t r = 0; r < rows; ++r) _mm512_store_si512(out + r * kDepth, _mm512_loadu_si512(w + r * k + i));
+  const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << columns) - 1);
+  for (int64_t t = 0; t < rows; ++t, out += stride) {
+    saw(out, 2 * columns);
+    _mm512_mask_storeu_epi16(out, mask, round_pair(add(_mm512_castsi512_ps(v[0][t]), shift[0]),
+                                                   add(_mm512_castsi512_ps(v[1][t]), shift[1])));
+  }
 }
 
-// Columns [n, n + columns) of the result, columns <= kPanelRows, for all rows of x.
-inline void wide_panel(const WideProblem& p, int64_t n, int64_t columns, const WideMemory& memory) {
-  const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth, groups = (columns + kWideRows - 1) / kWideRows;
-  for (int64_t first = 0; first < depths; first += kPanelDepths) {
-    const int64_t last = min64(first + kPanelDepths, depths);
-    for (int64_t g = 0; g < groups; ++g)
-      copy_group(p.w + (n + g * kWideRows) * p.k, p.k, min64(kWideRows, columns - g * kWideRows), first * kDepth,
-                 last * kDepth, memory.tiles + g * memory.group_tiles);
-    for (int64_t begin = first; begin < last; begin += kChunkDepths) {
-      const int64_t count = min64(kChunkDepths, last - begin);
-      for (int64_t b = 0; b < blocks; b += 2) {
-        const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
-        for (int64_t g = 0; g < groups; ++g)
-          run(memory.tiles + g * memory.group_tiles + (begin - first) * 2 * kTileElements,
-              p.x + b * kTileRows * p.k + begin * kTileElements, p.k, count, begin == 0,
-              memory.sums + g * memory.group_sums + b * 2 * 256);
-      }
+// Results of 32 rows of W, rounded, activated and rounded again, as the tile of x that they are to the next linear map.
+template <vf (*kActivation)(vf)>
+inline void store_tile(const float* sums, const bf16* bias, bf16* out) {
+  const auto result = [&](int64_t i) {
+    const vf sum = add(load(sums + 16 * i), set1(bias ? widen(bias[i]) : 0.0f));
+    return kActivation(from_bf16(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum))));
+  };
+  const __m512i lower = _mm512_set1_epi32(0xffff);
+  for (int64_t i = 0; i < 32; i += 2) {
+    const __m512i words = round_pair(result(i), result(i + 1));
+    const __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words));
+    const __m512i odd = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1));
+    _mm512_store_si512(out + 16 * i, _mm512_or_si512(_mm512_and_si512(even, lower), _mm512_slli_epi32(odd, 16)));
+  }
+}
+
+// Results of rows [n, n + columns) of W, at most 32, for one block of x.
+inline void store_results(const WideProblem& p, int64_t block, int64_t n, int64_t columns, const float* sums) {
+  const bf16* bias = p.bias ? p.bias + n : nullptr;
+  const int64_t row = block * kTileRows, tile = row * p.n + n / kDepth * kTileElements;
+  switch (p.activation) {
+    case Activation::gelu_tanh: return store_tile<gelu_tanh>(sums, bias, p.packed_out + tile);
+    case Activation::gelu_exact: return store_tile<gelu_exact>(sums, bias, p.packed_out + tile);
+    default: store_rows(sums, bias, min64(kTileRows, p.num_rows - row), columns, p.out + row * p.n + n, p.n);
+  }
+}
+
+// Bytes that wide_panel needs: its sums, and the last rows of W if they are fewer.
+inline int64_t wide_memory(int64_t num_rows, int64_t k) {
+  return (wide_blocks(num_rows) + 1) / 2 * kPairSums * 4 + kWideRows * k * 2;
+}
+
+// Rows [n, n + columns) of W, at most kWideRows, for all rows of x.
+inline void wide_panel(const WideProblem& p, int64_t n, int64_t columns, Weights later, float* memory) {
+  const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth;
+  const int64_t step = depths > kChunkDepths ? kPairSums : 0;  // sums of a single chunk need not wait
+  const bf16* w = p.w + n * p.k;
+  if (columns < kWideRows) {
+    bf16* rest = reinterpret_cast<bf16*>(memory + (blocks + 1) / 2 * kPairSums);
+    std::memcpy(rest, w, columns * p.k * 2);
+    std::memset(rest + columns * p.k, 0, (kWideRows - columns) * p.k * 2);
+    w = rest;
+  }
+  for (int64_t begin = 0; begin < depths; begin += kChunkDepths) {
+    const int64_t count = min64(kChunkDepths, depths - begin);
+    float* sums = memory;
+    for (int64_t b = 0; b < blocks; b += 2, sums += step) {
+      const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
+      run(w + begin * kDepth, p.k, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, count, begin == 0, later, sums);
+      if (begin + count < depths) continue;
+      for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, n, columns, sums + 512 * i);
     }
   }
-  for (int64_t half = 0; half * kTileRows < columns; ++half)
-    for (int64_t b = 0; b < blocks; ++b)
-      store_block(memory.sums + half / 2 * memory.group_sums + (2 * b + half % 2) * 256,
-                  p.bias ? p.bias + n + kTileRows * half : nullptr, min64(kTileRows, p.num_rows - b * kTileRows),
-                  min64(kTileRows, columns - kTileRows * half), p.out + b * kTileRows * p.n + n + kTileRows * half, p.n);
 }
 
 }  // namespace antiphon::ANTIPHON_ISA
