@@ -137,6 +137,7 @@ WIDE_SHAPES = [  # rows, out, in, split
     (57, 64, 256, 0),  # second branch alone, a block with 9 rows
     (30, 150, 1152, 21),  # branches with a row more than a block and with less than half of one; two chunks of columns
     (20, 20, 6272, 20),  # more columns than are copied at once
+    (18, 1100, 128, 1),  # so many panels that threads claim them ahead
 ]
 
 

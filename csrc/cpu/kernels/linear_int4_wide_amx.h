@@ -2,9 +2,9 @@
 //
 // A panel of W is unpacked to tiles once for all rows of x. A group's four tiles of a block of 16 rows of x, two depths
 // of both planes, stay in registers while the panel's tiles of W pass by: 16 rows of W are two loads, four products and
-// two stores of sums, against four loads for four products where two tiles of W meet two of x. Meanwhile the sums of the
-// 16 rows before them are scaled and added in float32. They are the integers of linear_int4_amx.h, scaled and added in
-// the same order, so a row has the same result in a prompt and in a decode step.
+// two stores of sums; where two tiles of W meet two of x, as for int8, every product costs a load. Meanwhile sums of
+// the 16 rows before them are scaled and added in float32. They are the integers of linear_int4_amx.h, scaled and added
+// in the same order, so a row has the same result in a prompt and in a decode step.
 #pragma once
 
 #include "plane_blocks.h"
@@ -139,7 +139,7 @@ inline void int4_unpack(const uint8_t* w, const bf16* scale, int64_t n, int64_t 
 // sums += groups [0, groups) of `tiles` tiles of W at w times a block of x at x, of 16 rows or of 8 (kPairs).
 template <bool kPairs>
 inline void int4_wide_block(const int8_t* w, const float* factors, const int8_t* x, int64_t groups, int64_t tiles,
-                            float* sums, const Int4WideMemory& memory) {
+                            float* sums, const Int4WideMemory& memory, WeightsAhead& ahead) {
   constexpr int64_t kStep = kPairs ? 2 : 1;
   Int4Waiting waiting{memory.products, factors, memory.nowhere};
   int64_t turn = 0;
@@ -151,6 +151,7 @@ inline void int4_wide_block(const int8_t* w, const float* factors, const int8_t*
       _tile_loadd(7, x + 3 * kTileSize, kTileBytes);
     }
     for (int64_t tile = 0; tile < tiles; tile += kStep, turn = 1 - turn) {
+      ahead.fetch();
       int32_t* products = memory.products + (1 - turn) * 2 * kTileSums;
       (kPairs ? int4_wide_step_pairs : int4_wide_step)(w + (g * kInt4PanelTiles + tile) * kInt4GroupTiles, products,
                                                        waiting);
@@ -177,27 +178,41 @@ inline void int4_wide_store(const Int4Wide<T>& p, const float* sums, int64_t b, 
   store_outputs(results, p.rows_of(b), columns, p.out + b * kTileRows * p.n + n, p.n);
 }
 
-// Columns [n, n + columns) of the result, columns <= kInt4Panel, for all rows of x.
+// Groups [first, last) of a panel of W times all rows of x.
 template <class T>
-inline void int4_wide_panel(const Int4Wide<T>& p, int64_t n, int64_t columns, const Int4WideMemory& memory) {
-  const int64_t groups = p.k / kInt4Group, tiles = (columns + kTileRows - 1) / kTileRows;
+inline void int4_wide_products(const Int4Wide<T>& p, int64_t tiles, int64_t first, int64_t last,
+                               const Int4WideMemory& memory, WeightsAhead& ahead) {
+  for (int64_t begin = first; begin < last; begin += kInt4ChunkGroups)
+    for (int64_t b = 0; b < p.blocks(); ++b) {
+      const int64_t x_tiles = plane_tiles_of(p.rows_of(b));
+      (x_tiles == 1 ? int4_wide_block<true> : int4_wide_block<false>)(
+          memory.tiles + (begin - first) * kInt4PanelTiles * kInt4GroupTiles,
+          memory.factors + (begin - first) * kInt4Panel, p.block(b) + begin * 2 * x_tiles * kTileSize,
+          min64(kInt4ChunkGroups, last - begin), tiles, memory.sums + b * kInt4PanelTiles * kTileSums, memory, ahead);
+    }
+}
+
+// A panel of at most kInt4Panel columns of the result, for all rows of x; `after` is of `other`.
+template <class T>
+inline void int4_wide_panel(const Int4Wide<T>& p, const Panel& panel, const Int4Wide<T>& other, const Panel& after,
+                            const Int4WideMemory& memory) {
+  const int64_t groups = p.k / kInt4Group, tiles = (panel.columns + kTileRows - 1) / kTileRows;
+  const uint8_t* w = p.w + panel.n * p.k / 2;
   std::memset(memory.sums, 0, p.blocks() * kInt4PanelTiles * kTileSums * sizeof(float));
   for (int64_t first = 0; first < groups; first += kInt4PanelGroups) {
-    const int64_t last = min64(first + kInt4PanelGroups, groups);
-    int4_unpack(p.w + n * p.k / 2, p.scale + n, p.n, p.k, columns, first, last, memory);
-    for (int64_t begin = first; begin < last; begin += kInt4ChunkGroups)
-      for (int64_t b = 0; b < p.blocks(); ++b) {
-        const int64_t x_tiles = plane_tiles_of(p.rows_of(b));
-        (x_tiles == 1 ? int4_wide_block<true> : int4_wide_block<false>)(
-            memory.tiles + (begin - first) * kInt4PanelTiles * kInt4GroupTiles,
-            memory.factors + (begin - first) * kInt4Panel, p.block(b) + begin * 2 * x_tiles * kTileSize,
-            min64(kInt4ChunkGroups, last - begin), tiles, memory.sums + b * kInt4PanelTiles * kTileSums, memory);
-      }
+    const int64_t last = min64(first + kInt4PanelGroups, groups), steps = (last - first) * tiles * p.blocks();
+    int4_unpack(w, p.scale + panel.n, p.n, p.k, panel.columns, first, last, memory);
+    const bool ends = last == groups;  // and what comes next is another panel's beginning
+    const int64_t bytes = min64(kInt4PanelGroups, ends ? groups : groups - last) * kInt4Bytes;
+    WeightsAhead ahead;
+    if (!ends) ahead = {w + last * kInt4Bytes, p.k / 2, bytes, panel.columns, steps};
+    else if (after.columns > 0) ahead = {other.w + after.n * p.k / 2, p.k / 2, bytes, after.columns, steps};
+    int4_wide_products(p, tiles, first, last, memory, ahead);
   }
   for (int64_t tile = 0; tile < tiles; ++tile)
     for (int64_t b = 0; b < p.blocks(); ++b)
-      int4_wide_store(p, memory.sums + (b * kInt4PanelTiles + tile) * kTileSums, b, n + tile * kTileRows,
-                      min64(kTileRows, columns - tile * kTileRows));
+      int4_wide_store(p, memory.sums + (b * kInt4PanelTiles + tile) * kTileSums, b, panel.n + tile * kTileRows,
+                      min64(kTileRows, panel.columns - tile * kTileRows));
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -21,9 +21,11 @@ using Int8Wide = PlaneProblem<T, int8_t, float>;
 
 // sums[x tile][W tile][16][16] += 32 rows of W times a block of x of one or two tiles, over `depths` of k.
 template <int kTiles>
-inline void int8_wide_tiles(const int8_t* w, const int8_t* x, int64_t depths, bool first, int32_t* sums) {
+inline void int8_wide_tiles(const int8_t* w, const int8_t* x, int64_t depths, bool first, int32_t* sums,
+                            WeightsAhead& ahead) {
   first ? zero_sums<kTiles>() : load_sums<kTiles>(sums, kTileSums, 2 * kTileSums);
   for (int64_t i = 0; i < depths; ++i, w += 2 * kTileSize, x += kTiles * kTileSize) {
+    ahead.fetch();
     _tile_loadd(4, w, kTileBytes);
     _tile_loadd(6, x, kTileBytes);
     _tile_dpbssd(0, 4, 6);
@@ -76,29 +78,43 @@ inline void int8_wide_store(const Int8Wide<T>& p, const int32_t* sums, int64_t b
   store_outputs(results, p.rows_of(b), columns, p.out + b * kTileRows * p.n + n, p.n);
 }
 
-// Columns [n, n + columns) of the result, columns <= kInt8Panel, for all rows of x.
+// Depths [first, last) of a panel of W times all rows of x.
 template <class T>
-inline void int8_wide_panel(const Int8Wide<T>& p, int64_t n, int64_t columns, const Int8WideMemory& memory) {
-  const int64_t depths = p.k / kPlaneDepth, groups = (columns + kInt8Group - 1) / kInt8Group;
+inline void int8_wide_products(const Int8Wide<T>& p, int64_t groups, int64_t first, int64_t last,
+                               const Int8WideMemory& memory, WeightsAhead& ahead) {
+  for (int64_t begin = first; begin < last; begin += kInt8ChunkDepths)
+    for (int64_t b = 0; b < p.blocks(); ++b) {
+      const int64_t tiles = plane_tiles_of(p.rows_of(b));
+      for (int64_t g = 0; g < groups; ++g)
+        (tiles == 2 ? int8_wide_tiles<2> : int8_wide_tiles<1>)(
+            memory.tiles + g * memory.group_tiles + (begin - first) * 2 * kTileSize,
+            p.block(b) + begin * tiles * kTileSize, min64(kInt8ChunkDepths, last - begin), begin == 0,
+            memory.sums + g * memory.group_sums + b * 4 * kTileSums, ahead);
+    }
+}
+
+// A panel of at most kInt8Panel columns of the result, for all rows of x; `after` is of `other`.
+template <class T>
+inline void int8_wide_panel(const Int8Wide<T>& p, const Panel& panel, const Int8Wide<T>& other, const Panel& after,
+                            const Int8WideMemory& memory) {
+  const int64_t depths = p.k / kPlaneDepth, groups = (panel.columns + kInt8Group - 1) / kInt8Group;
+  const int8_t* w = p.w + panel.n * p.k;
   for (int64_t first = 0; first < depths; first += kInt8PanelDepths) {
-    const int64_t last = min64(first + kInt8PanelDepths, depths);
+    const int64_t last = min64(first + kInt8PanelDepths, depths), steps = (last - first) * groups * p.blocks();
     for (int64_t g = 0; g < groups; ++g)
-      int8_copy(p.w + (n + g * kInt8Group) * p.k, p.k, min64(kInt8Group, columns - g * kInt8Group),
-                first * kPlaneDepth, last * kPlaneDepth, memory.tiles + g * memory.group_tiles);
-    for (int64_t begin = first; begin < last; begin += kInt8ChunkDepths)
-      for (int64_t b = 0; b < p.blocks(); ++b) {
-        const int64_t tiles = plane_tiles_of(p.rows_of(b));
-        for (int64_t g = 0; g < groups; ++g)
-          (tiles == 2 ? int8_wide_tiles<2> : int8_wide_tiles<1>)(
-              memory.tiles + g * memory.group_tiles + (begin - first) * 2 * kTileSize,
-              p.block(b) + begin * tiles * kTileSize, min64(kInt8ChunkDepths, last - begin), begin == 0,
-              memory.sums + g * memory.group_sums + b * 4 * kTileSums);
-      }
+      int8_copy(w + g * kInt8Group * p.k, p.k, min64(kInt8Group, panel.columns - g * kInt8Group), first * kPlaneDepth,
+                last * kPlaneDepth, memory.tiles + g * memory.group_tiles);
+    const bool ends = last == depths;  // and what comes next is another panel's beginning
+    const int64_t bytes = min64(kInt8PanelDepths, ends ? depths : depths - last) * kPlaneDepth;
+    WeightsAhead ahead;
+    if (!ends) ahead = {w + last * kPlaneDepth, p.k, bytes, panel.columns, steps};
+    else if (after.columns > 0) ahead = {other.w + after.n * p.k, p.k, bytes, after.columns, steps};
+    int8_wide_products(p, groups, first, last, memory, ahead);
   }
-  for (int64_t half = 0; half * kTileRows < columns; ++half)
+  for (int64_t half = 0; half * kTileRows < panel.columns; ++half)
     for (int64_t b = 0; b < p.blocks(); ++b)
       int8_wide_store(p, memory.sums + half / 2 * memory.group_sums + (4 * b + half % 2) * kTileSums, b,
-                      n + half * kTileRows, min64(kTileRows, columns - half * kTileRows));
+                      panel.n + half * kTileRows, min64(kTileRows, panel.columns - half * kTileRows));
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

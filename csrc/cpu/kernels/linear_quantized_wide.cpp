@@ -2,7 +2,7 @@
 //
 // linear_planes splits x into int8 planes, linear_int8_wide and linear_int4_wide multiply. Threads claim a panel of
 // columns at a time, for their tiles may differ in speed. Where the instruction set has no tiles, rows go sixteen at a
-// time through linear_int8 or linear_int4, and the planes are not used. Either way a row has the result it has among few.
+// time through linear_int8 or linear_int4, without planes. Either way a row has the result it has among few.
 #include "int_dot.h"
 #include "kernels.h"
 #if defined(__AMX_INT8__)
@@ -14,6 +14,8 @@ namespace antiphon::ANTIPHON_ISA {
 
 #if defined(__AMX_INT8__)
 namespace {
+
+constexpr int64_t kPanelsAhead = 8;  // of each thread, from which on one is claimed ahead of its turn
 
 template <class T>
 void pack_blocks(const PlanesArgs& a, int index, int count) {
@@ -41,35 +43,42 @@ PlaneProblem<T, Weight, Scale> wide_branch(const Args& a, const SplitRows& x, in
           (which == 0 ? a.split : a.num_rows) - first, a.n, a.k};
 }
 
-// run(branch, first column, columns) for every panel of `width` columns that this thread claims.
+// run(panel, the panel after it) for every panel of `width` columns that this thread claims. Where there are few, none
+// is claimed ahead: they are shared out as threads finish.
 template <class Run>
-void claim_panels(std::atomic<int64_t>& next, int64_t num_rows, int64_t split, int64_t n, int64_t width,
+void claim_panels(std::atomic<int64_t>& next, int count, int64_t num_rows, int64_t split, int64_t n, int64_t width,
                   const Run& run) {
   const int64_t per_branch = (n + width - 1) / width;
   const int64_t begin = split > 0 ? 0 : per_branch, end = split < num_rows ? 2 * per_branch : per_branch;
+  const bool ahead = end - begin >= kPanelsAhead * count;
+  const auto claim = [&] {
+    const int64_t unit = begin + next.fetch_add(1, std::memory_order_relaxed), column = unit % per_branch * width;
+    return unit < end ? Panel{unit / per_branch, column, min64(width, n - column)} : Panel{};
+  };
   configure_tiles(16);
-  for (int64_t unit; (unit = begin + next.fetch_add(1, std::memory_order_relaxed)) < end;) {
-    const int64_t column = unit % per_branch * width;
-    run(unit / per_branch, column, min64(width, n - column));
+  for (Panel panel = claim(); panel.columns > 0;) {
+    const Panel after = ahead ? claim() : Panel{};
+    run(panel, after);
+    panel = ahead ? after : claim();
   }
   _tile_release();
 }
 
 template <class T>
-void run_int8(const LinearInt8WideArgs& args) {
+void run_int8(const LinearInt8WideArgs& args, int count) {
   const LinearInt8Args& a = args.linear;
   const auto branch = [&](int64_t which) {
     return wide_branch<T>(a, args.x, which, a.weight, a.n * a.k, a.scale, a.n);
   };
   const Int8Wide<T> problems[] = {branch(0), branch(1)};
   const Int8WideMemory memory(max64(problems[0].blocks(), problems[1].blocks()), a.k);
-  claim_panels(*args.x.next, a.num_rows, a.split, a.n, kInt8Panel, [&](int64_t branch, int64_t n, int64_t columns) {
-    int8_wide_panel(problems[branch], n, columns, memory);
+  claim_panels(*args.x.next, count, a.num_rows, a.split, a.n, kInt8Panel, [&](const Panel& panel, const Panel& after) {
+    int8_wide_panel(problems[panel.branch], panel, problems[after.branch], after, memory);
   });
 }
 
 template <class T>
-void run_int4(const LinearInt4WideArgs& args) {
+void run_int4(const LinearInt4WideArgs& args, int count) {
   const LinearInt4Args& a = args.linear;
   const int64_t groups = a.k / kInt4Group;
   const auto branch = [&](int64_t which) {
@@ -77,8 +86,8 @@ void run_int4(const LinearInt4WideArgs& args) {
   };
   const Int4Wide<T> problems[] = {branch(0), branch(1)};
   const Int4WideMemory memory(max64(problems[0].blocks(), problems[1].blocks()), groups);
-  claim_panels(*args.x.next, a.num_rows, a.split, a.n, kInt4Panel, [&](int64_t branch, int64_t n, int64_t columns) {
-    int4_wide_panel(problems[branch], n, columns, memory);
+  claim_panels(*args.x.next, count, a.num_rows, a.split, a.n, kInt4Panel, [&](const Panel& panel, const Panel& after) {
+    int4_wide_panel(problems[panel.branch], panel, problems[after.branch], after, memory);
   });
 }
 
@@ -88,12 +97,12 @@ void linear_planes(const PlanesArgs& a, int index, int count) {
   (a.dtype == DType::f32 ? pack_blocks<float> : pack_blocks<bf16>)(a, index, count);
 }
 
-void linear_int8_wide(const LinearInt8WideArgs& a, int, int) {
-  a.linear.dtype == DType::f32 ? run_int8<float>(a) : run_int8<bf16>(a);
+void linear_int8_wide(const LinearInt8WideArgs& a, int, int count) {
+  a.linear.dtype == DType::f32 ? run_int8<float>(a, count) : run_int8<bf16>(a, count);
 }
 
-void linear_int4_wide(const LinearInt4WideArgs& a, int, int) {
-  a.linear.dtype == DType::f32 ? run_int4<float>(a) : run_int4<bf16>(a);
+void linear_int4_wide(const LinearInt4WideArgs& a, int, int count) {
+  a.linear.dtype == DType::f32 ? run_int4<float>(a, count) : run_int4<bf16>(a, count);
 }
 #else
 namespace {
