@@ -19,6 +19,11 @@ constexpr int64_t kInt8ChunkDepths = 16;
 template <class T>
 using Int8Wide = PlaneProblem<T, int8_t, float>;
 
+// A tile that is not in the first-level cache is waited for line by line, so the next ones come before their turn.
+inline void fetch_tile(const int8_t* tile) {
+  for (int64_t i = 0; i < kTileSize; i += 64) prefetch(tile + i);
+}
+
 // sums[x tile][W tile][16][16] += 32 rows of W times a block of x of one or two tiles, over `depths` of k.
 template <int kTiles>
 inline void int8_wide_tiles(const int8_t* w, const int8_t* x, int64_t depths, bool first, int32_t* sums,
@@ -26,14 +31,18 @@ inline void int8_wide_tiles(const int8_t* w, const int8_t* x, int64_t depths, bo
   first ? zero_sums<kTiles>() : load_sums<kTiles>(sums, kTileSums, 2 * kTileSums);
   for (int64_t i = 0; i < depths; ++i, w += 2 * kTileSize, x += kTiles * kTileSize) {
     ahead.fetch();
+    fetch_tile(w + 2 * kTileSize);
     _tile_loadd(4, w, kTileBytes);
     _tile_loadd(6, x, kTileBytes);
     _tile_dpbssd(0, 4, 6);
+    fetch_tile(w + 3 * kTileSize);
     _tile_loadd(5, w + kTileSize, kTileBytes);
     _tile_dpbssd(1, 5, 6);
+    fetch_tile(x + kTiles * kTileSize);
     if constexpr (kTiles == 2) {
       _tile_loadd(7, x + kTileSize, kTileBytes);
       _tile_dpbssd(2, 4, 7);
+      fetch_tile(x + 3 * kTileSize);
       _tile_dpbssd(3, 5, 7);
     }
   }
