@@ -20,7 +20,8 @@ SHAPES = [  # rows, outputs, inputs
     (1, 1, 1),  # smallest
     (17, 33, 65),  # one above a tile each way
     (32, 32, 64),  # whole tiles: two blocks of rows, one depth
-    (49, 70, 2113),  # an odd number of blocks; one input into the second chunk of depths
+    (133, 70, 65),  # rows in two groups
+    (133, 33, 2113),  # an odd number of blocks; one input into the second chunk of depths
 ]
 
 

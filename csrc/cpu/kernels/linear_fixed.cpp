@@ -23,6 +23,7 @@ constexpr int64_t kDepth = 64;                 // columns
 constexpr int64_t kTile = kBlock * kDepth;     // bytes
 constexpr int64_t kDigits = 3;
 constexpr int64_t kOutputs = 2 * kBlock;       // rows of W that meet a pair of blocks of x
+constexpr int64_t kCached = 3 << 19;           // bytes of x or W that stay in the second-level cache
 constexpr int64_t kChunk = 32;                 // depths whose tiles of a pair of blocks stay in the second-level cache
 constexpr float kLargest = (127 << 16) + (127 << 8) + 126;  // one less than three digits hold: the product is rounded
 
@@ -39,7 +40,9 @@ inline float scale_of(uint32_t largest) {
 
 // What a sum is multiplied with for a scale, split so that neither factor nor what is between leaves float32's range.
 constexpr float kUnitOfX = 0x1p7f, kUnitOfW = 0x1p25f;
-inline float unit_of(float scale, float unit) { return scale == 0.0f ? 0.0f : unit / scale; }
+inline float unit_of(float scale, float unit) {
+  return unit / (scale == 0.0f ? std::numeric_limits<float>::infinity() : scale);
+}
 
 inline uint32_t largest_of(const float* x, int64_t k) {
   uint32_t largest = 0;
@@ -129,7 +132,8 @@ struct Panel {
   Panel() = default;
   Panel(const LinearFixedArgs& a, int64_t n) : first(n), columns(min64(kOutputs, a.n - n)) {
     for (int64_t i = 0; i < columns; ++i) units[i] = unit_of(a.scales[n + i], kUnitOfW);
-    if (a.bias) std::memcpy(bias, a.bias + n, columns * sizeof(float));
+    if (a.bias)
+      for (int64_t i = 0; i < columns; ++i) bias[i] = a.bias[n + i];
   }
 };
 
@@ -142,6 +146,11 @@ struct Waiting {
   float* out = nullptr;
   int64_t stride = 0, row = 0, rows = 0, at_a_time = 0;
 
+  // Fetches where the results go.
+  void fetch() const {
+    for (int64_t t = 0; t < rows; ++t)
+      for (int64_t n = 0; n < kOutputs; n += kBlock) __builtin_prefetch(out + t * stride + n, 1);
+  }
   void some() {
     for (const int64_t end = min64(row + at_a_time, rows); row < end; ++row) store();
   }
@@ -224,38 +233,51 @@ inline void fixed_sums(const int8_t* x, const int8_t* w, int64_t x_block, int64_
 }
 #endif
 
-// One panel; `waiting` is what the panel before left.
-inline void fixed_panel(const LinearFixedArgs& a, const Panel& panel, int32_t* sums, Waiting& waiting) {
-  const int64_t depths = depths_of(a.k), blocks = blocks_of(a.num_rows), x_block = depths * kDigits * kTile;
+// Pairs of blocks of x that meet one panel of W after another. Where W stays in the second-level cache few are best,
+// for their results lie close together. Otherwise as many as stay there, for W comes from further away every time.
+inline int64_t pairs_at_a_time(const LinearFixedArgs& a) {
+  if (linear_fixed_weight_bytes(a.n, a.k) <= kCached) return 4;
+  return max64(8, kCached / linear_fixed_bytes(kOutputs, a.k));
+}
+
+// Pairs [first, end) times a panel: `waiting` is what the panel before left, then what this one does.
+inline void fixed_panel(const LinearFixedArgs& a, int64_t first, int64_t end, const Panel& panel, int32_t* sums,
+                        Waiting& waiting) {
+  const int64_t depths = depths_of(a.k), x_block = depths * kDigits * kTile;
   const int8_t* w = a.tiles + panel.first / kOutputs * depths * 2 * kDigits * kTile;
   for (int64_t begin = 0; begin < depths; begin += kChunk) {
-    const int64_t of_chunk = min64(kChunk, depths - begin);
-    for (int64_t b = 0; b < blocks; b += 2) {
-      int32_t* to = sums + (depths > kChunk ? b / 2 : waiting.sums == sums) * 3 * kSums;
+    const int64_t of_chunk = min64(kChunk, depths - begin), steps = 6 * of_chunk;
+    for (int64_t pair = first; pair < end; ++pair) {
+      const int64_t row = pair * kOutputs, rows = min64(kOutputs, a.num_rows - row);
+      int32_t* to = sums + (depths > kChunk ? pair - first : waiting.sums == sums) * 3 * kSums;
       if (to == waiting.sums) waiting.all();
-      fixed_sums(a.x_tiles + b * x_block + begin * kDigits * kTile, w + begin * 2 * kDigits * kTile, x_block,
-                 min64(2, blocks - b), of_chunk, begin == 0, to, waiting);
+      fixed_sums(a.x_tiles + 2 * pair * x_block + begin * kDigits * kTile, w + begin * 2 * kDigits * kTile, x_block,
+                 blocks_of(rows), of_chunk, begin == 0, to, waiting);
       waiting.all();
       if (begin + kChunk < depths) continue;
-      const int64_t row = b * kBlock, rows = min64(kOutputs, a.num_rows - row), steps = 6 * of_chunk;
       waiting = {&panel, to, a.x_units + row, a.out + row * a.n + panel.first, a.n, 0, rows, (rows - 1) / steps + 1};
+      waiting.fetch();
     }
   }
 }
 
 }  // namespace
 
+// Threads claim a panel for some pairs of blocks of x.
 void linear_fixed(const LinearFixedArgs& a, int, int) {
-  const int64_t pairs = depths_of(a.k) > kChunk ? (blocks_of(a.num_rows) + 1) / 2 : 2;
-  int32_t* sums = static_cast<int32_t*>(scratch(pairs * 3 * kSums * 4));
+  const int64_t panels = (a.n + kOutputs - 1) / kOutputs, pairs = (a.num_rows + kOutputs - 1) / kOutputs;
+  const int64_t group = pairs_at_a_time(a), units = (pairs + group - 1) / group * panels;
+  int32_t* sums = static_cast<int32_t*>(scratch(group * 3 * kSums * sizeof(int32_t)));
 #if defined(__AMX_INT8__)
   configure_tiles(16);
 #endif
-  Panel panels[2];
+  Panel panel[2];
   Waiting waiting;
-  const int64_t num_panels = (a.n + kOutputs - 1) / kOutputs;
-  for (int64_t i = 0, panel; (panel = a.next->fetch_add(1, std::memory_order_relaxed)) < num_panels; ++i)
-    fixed_panel(a, panels[i % 2] = Panel(a, panel * kOutputs), sums, waiting);
+  for (int64_t unit, turn = 0; (unit = a.next->fetch_add(1, std::memory_order_relaxed)) < units; turn = 1 - turn) {
+    panel[turn] = Panel(a, unit % panels * kOutputs);
+    const int64_t first = unit / panels * group;
+    fixed_panel(a, first, min64(first + group, pairs), panel[turn], sums, waiting);
+  }
   waiting.all();
 #if defined(__AMX_INT8__)
   _tile_release();
