@@ -16,12 +16,12 @@ constexpr int64_t kTileSums = kTileRows * kTileRows;   // products of a tile of 
 // Tiles of `rows` rows of x for every 64 columns.
 inline int64_t plane_tiles_of(int64_t rows) { return rows > kPlaneRows ? 2 : 1; }
 
-// 64 columns of 16 rows of a plane as a tile.
+// 64 columns of 16 rows of a plane, as split_columns leaves them, as a tile.
 inline void store_tile(const __m512i (&rows)[kTileRows], int8_t* tile) {
   __m512i words[kTileRows];
   for (int64_t j = 0; j < kTileRows; ++j) words[j] = rows[j];
   transpose_words(words);
-  for (int64_t j = 0; j < kTileRows; ++j) _mm512_store_si512(tile + j * kTileBytes, words[j]);
+  for (int64_t j = 0; j < kTileRows; ++j) _mm512_store_si512(tile + word_of_split(j) * kTileBytes, words[j]);
 }
 
 // Up to 16 rows of x as a block; steps[16], zero where there is no row.

@@ -85,20 +85,22 @@ inline void transpose_words(__m512i (&v)[16]) {
   }
 }
 
-// 64 columns of a row of x as split_row splits them.
+// 64 columns of a row of x as split_row splits them, four to a word: word i holds columns 4 word_of_split(i) and after,
+// the order in which packing within quarters of a vector leaves them.
+constexpr int64_t word_of_split(int64_t i) { return i % 4 * 4 + i / 4; }
+
 template <class T>
 inline void split_columns(const T* x, vf inverse, __m512i* high, __m512i* low) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  alignas(64) int8_t upper[64], lower[64];
-  for (int64_t i = 0; i < 64; i += 16) {
+  const auto shifted = [&](int64_t i) {  // q + 128 = 256 high + (low + 128), the lower 16 bits
     const __m512i q = _mm512_cvt_roundps_epi32(mul(load(x + i), inverse), kNearest);
-    const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
-    const __m512i l = _mm512_sub_epi32(q, _mm512_slli_epi32(h, 8));
-    _mm_store_si128(reinterpret_cast<__m128i*>(upper + i), _mm512_cvtepi32_epi8(h));
-    _mm_store_si128(reinterpret_cast<__m128i*>(lower + i), _mm512_cvtepi32_epi8(l));
-  }
-  *high = _mm512_load_si512(upper);
-  *low = _mm512_load_si512(lower);
+    return _mm512_and_si512(_mm512_add_epi32(q, _mm512_set1_epi32(128)), _mm512_set1_epi32(0xffff));
+  };
+  const __m512i a = _mm512_packus_epi32(shifted(0), shifted(16)), b = _mm512_packus_epi32(shifted(32), shifted(48));
+  const __m512i bytes = _mm512_set1_epi16(0xff);
+  *high = _mm512_packs_epi16(_mm512_srai_epi16(a, 8), _mm512_srai_epi16(b, 8));
+  *low = _mm512_xor_si512(_mm512_packus_epi16(_mm512_and_si512(a, bytes), _mm512_and_si512(b, bytes)),
+                          _mm512_set1_epi8(-128));
 }
 
 // Up to 8 rows of x as tiles of 64 bytes along k: planes[k / 4][16][4], columns 0..7 high, 8..15 low, zero where there
@@ -118,7 +120,7 @@ inline void plane_tiles(const T* x, int64_t stride, int64_t num_rows, int64_t k,
     __m512i columns[16];
     for (int64_t j = 0; j < 16; ++j) columns[j] = words[j];
     transpose_words(columns);
-    for (int64_t j = 0; j < 16; ++j) _mm512_store_si512(planes + (i + 4 * j) * 16, columns[j]);
+    for (int64_t j = 0; j < 16; ++j) _mm512_store_si512(planes + (i + 4 * word_of_split(j)) * 16, columns[j]);
   }
 }
 
