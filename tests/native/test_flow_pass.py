@@ -29,7 +29,7 @@ STREAMS = {  # rows, cached rows, slot of each
     "few": [(4, 8, 1)],
     "three": [(24, 40, 3), (4, 0, 0), (64, 12, 1)],
     "idle": [(16, 4, 1), (0, 0, 0)],
-    "many": [(168, 40, 2), (168, 0, 0)],  # more rows than the operator leaves to our tiles
+    "many": [(168, 40, 2), (168, 0, 0)],
 }
 
 
@@ -74,7 +74,7 @@ def inputs(dit: FlowDit, batch: FlowBatch):
 
 
 def with_tiled_kernels(dit: FlowDit) -> FlowDit:
-    """Its linear maps by the kernels that AMX would choose, on any instruction set and for any number of rows."""
+    """Its linear maps by the kernels that AMX would choose, on any instruction set."""
 
     def by_kernel(dense):
         if dit.dtype == torch.float32:

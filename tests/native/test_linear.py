@@ -93,6 +93,7 @@ WIDE_SHAPES = [
     (64, 32, 32, 64),  # whole tiles, one depth
     (40, 70, 544, 23),  # both branches, nothing whole; longer than a chunk of depths
     (96, 16, 1088, 0),  # second branch alone; half a block of columns; three chunks
+    (290, 40, 2080, 260),  # a branch whose rows pass in two parts
 ]
 
 

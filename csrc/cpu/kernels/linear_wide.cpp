@@ -1,9 +1,9 @@
-// y[t] = x[t] W[branch]^T + bias[branch] in bfloat16 for tens of rows, too many for one tile and too few for a library to be
-// at its best.
+// y[t] = x[t] W[branch]^T + bias[branch] in bfloat16 for any number of rows, too many for one tile.
 //
-// linear_wide_pack turns x into tiles in a workspace, then linear_wide multiplies. Threads claim a panel of columns at a time,
-// for their tiles may differ in speed. Where the instruction set has no tiles or k is not a multiple of 32, rows go through
-// `linear` sixteen at a time and the workspace is not used: the specification of the tiled version, not a fast path.
+// linear_wide_pack turns x into tiles in a workspace, then linear_wide multiplies. Threads claim a panel of columns at a
+// time, for their tiles may differ in speed. Where the instruction set has no tiles or k is not a multiple of 32, rows go
+// through `linear` sixteen at a time and the workspace is not used: the specification of the tiled version, not a fast
+// path.
 #include "kernels.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)
@@ -43,6 +43,22 @@ WideProblem branch(const LinearWideArgs& a, int64_t which) {
           (which == 0 ? a.split : a.num_rows) - first, a.n, a.k};
 }
 
+// Rows that are multiplied with all of W before the next ones: parts of like size that fit the second-level cache beside
+// a panel of W, but enough to be worth reading W for.
+int64_t rows_at_once(int64_t rows, int64_t k) {
+  const int64_t most = max64(256, (int64_t{1} << 19) / k), parts = max64(1, (rows + most - 1) / most);
+  return ((rows + parts - 1) / parts + kWideRows - 1) / kWideRows * kWideRows;
+}
+
+// Up to `count` rows from `row` on, a multiple of 16.
+WideProblem rows_of(WideProblem p, int64_t row, int64_t count) {
+  p.x += row * p.k;
+  p.out += row * p.n;
+  if (p.packed_out) p.packed_out += row * p.n;
+  p.num_rows = min64(count, p.num_rows - row);
+  return p;
+}
+
 }  // namespace
 
 void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
@@ -58,15 +74,21 @@ void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
 
 void linear_wide(const LinearWideArgs& a, int index, int count) {
   if (a.k % kDepth) return by_sixteen(a, index, count);
-  const WideProblem problems[] = {branch(a, 0), branch(a, 1)};
-  const int64_t per_branch = (a.n + kWideRows - 1) / kWideRows;
-  const int64_t begin = a.split > 0 ? 0 : per_branch, end = a.split < a.num_rows ? 2 * per_branch : per_branch;
+  const auto claim = [&] { return a.next->fetch_add(1, std::memory_order_relaxed); };
+  const int64_t panels = (a.n + kWideRows - 1) / kWideRows;
   float* memory = static_cast<float*>(scratch(wide_memory(max64(a.split, a.num_rows - a.split), a.k)));
   configure_tiles(16);
-  for (int64_t unit; (unit = begin + a.next->fetch_add(1, std::memory_order_relaxed)) < end;) {
-    const WideProblem& p = problems[unit / per_branch];
-    const int64_t n = unit % per_branch * kWideRows;
-    wide_panel(p, n, min64(kWideRows, a.n - n), Weights(p, n + count * kWideRows), memory);
+  const WideProblem problems[] = {branch(a, 0), branch(a, 1)};
+  int64_t unit = claim(), first = 0;
+  for (const WideProblem& whole : problems) {
+    const int64_t step = rows_at_once(whole.num_rows, a.k);
+    for (int64_t row = 0; row < whole.num_rows; row += step, first += panels) {
+      const WideProblem p = rows_of(whole, row, step);
+      for (; unit < first + panels; unit = claim()) {
+        const int64_t n = (unit - first) * kWideRows;
+        wide_panel(p, n, min64(kWideRows, a.n - n), Weights(p, n + count * kWideRows), memory);
+      }
+    }
   }
   _tile_release();
 }

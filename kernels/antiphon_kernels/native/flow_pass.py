@@ -1,8 +1,7 @@
 """A whole evaluation of the flow-matching DiT as one native call: weights are bound once, buffers are kept.
 
 The same kernels on the same rows as the operators, so results are equal to theirs bit for bit; what is saved is the way
-through Python and the dispatcher, ten operators a layer, each with a result to allocate and a second thread to wake. Only
-where bfloat16 rows are so many that the operators go to oneDNN do they differ: here a row keeps the bits it has alone.
+through Python and the dispatcher, ten operators a layer, each with a result to allocate and a second thread to wake.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Native linear: few rows (decode), bound by one read of the weights, and in bfloat16 on AMX up to some hundred rows
-(chunks of speech, short prompts).
+"""Native linear: few rows (decode), bound by one read of the weights, and in bfloat16 on AMX any number of rows.
 
-Rows are counted per branch. Up to :data:`MAX_ROWS` (kMaxSkinnyRows in csrc/cpu/kernels.h) they share one tile; up to
-:data:`MAX_WIDE_ROWS` our wide kernel gives a row the same result as among few, and inside the networks is 1.1 to 1.3 times as
-fast as oneDNN (docs/log.md, 2026-11-22); more rows stay with oneDNN.
+Rows are counted per branch. Up to :data:`MAX_ROWS` (kMaxSkinnyRows in csrc/cpu/kernels.h) they share one tile. More of them,
+in bfloat16 on AMX, go through our wide kernel, which gives a row the same result as among few; it takes 0.6 to 1.1 times
+oneDNN's time (docs/log.md, 2026-11-22). Everything else stays with oneDNN.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from ..linear import linear, reference
 from .arguments import DTYPES, fits, pointer
 
 MAX_ROWS = 16
-MAX_WIDE_ROWS = 256
 TILE_DEPTH = 32
 """Columns of x and W in a tile; of other numbers the wide kernel makes blocks of :data:`MAX_ROWS` rows."""
 NARROW = 256
@@ -28,14 +26,10 @@ def supports(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, s
     return fits(x, weight) and weight.is_contiguous() and (bias is None or fits(x, bias))
 
 
-def wide_is_faster(x: torch.Tensor, rows: int) -> bool:
-    """True where :func:`wide_linear` serves ``rows`` rows of the longer branch better than oneDNN."""
-    return (
-        rows <= MAX_WIDE_ROWS
-        and x.dtype == torch.bfloat16
-        and (x.shape[1] % TILE_DEPTH == 0 or x.shape[1] <= NARROW)
-        and _native.isa() == "amx"
-    )
+def fits_tiles(x: torch.Tensor) -> bool:
+    """True where :func:`wide_linear` serves many rows as well as oneDNN."""
+    whole = x.shape[1] % TILE_DEPTH == 0 or x.shape[1] <= NARROW
+    return whole and x.dtype == torch.bfloat16 and _native.isa() == "amx"
 
 
 @linear.backend("native", devices=("cpu",), supports=supports)
@@ -44,7 +38,7 @@ def native_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     rows = max(split, x.shape[0] - split)
     if rows <= MAX_ROWS:
         return skinny_linear(x, weight, bias, split)
-    return (wide_linear if wide_is_faster(x, rows) else reference)(x, weight, bias, split)
+    return (wide_linear if fits_tiles(x) else reference)(x, weight, bias, split)
 
 
 def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
