@@ -10,131 +10,15 @@
 #include <cstring>
 
 #include "bf16.h"
+#include "linear_kernels.h"
 #include "thread_pool.h"
 
 namespace antiphon {
-
-constexpr int64_t kMaxSkinnyRows = 16;
 
 struct ReadProbeArgs {
   const uint64_t* data;
   int64_t size;        // in 8-byte words
   uint64_t* sums;      // one per thread
-};
-
-struct LinearArgs {
-  DType dtype;
-  const void* x;       // [num_rows, k], rows x_stride apart; num_rows <= kMaxSkinnyRows
-  int64_t x_stride;
-  const void* weight;  // [branches, n, k]
-  const void* bias;    // [branches, n] or null
-  void* out;           // [num_rows, n]
-  int64_t num_rows, split, n, k;
-};
-
-enum class Activation { none, gelu_tanh, gelu_exact };
-
-struct LinearWideArgs {
-  const bf16* x;       // [num_rows, k], rows x_stride apart
-  int64_t x_stride;
-  const bf16* weight;  // [branches, n, k]
-  const bf16* bias;    // [branches, n] or null
-  bf16* out;           // [num_rows, n]
-  bf16* workspace;     // linear_wide_workspace() elements, filled by linear_wide_pack
-  std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
-  int64_t num_rows, split, n, k;
-  // With an activation, one branch and n a multiple of 32, the results are there for the next linear map alone: as
-  // linear_wide_pack would leave them in this workspace where the instruction set has tiles, in `out` elsewhere.
-  Activation activation = Activation::none;
-  bf16* packed_out = nullptr;
-};
-
-// Elements of the workspace: tiles of 16 rows of each branch.
-inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k) {
-  return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * k;
-}
-
-struct LinearFixedWeightArgs {
-  const float* weight;  // [n, k], k <= kMaxFixedInputs
-  int8_t* tiles;        // linear_fixed_weight_bytes(); linear_fixed.cpp says how
-  float* scales;        // [n]
-  int64_t n, k;
-};
-
-struct LinearFixedArgs {
-  const float* x;       // [num_rows, k], rows x_stride apart
-  int64_t x_stride;
-  const int8_t* tiles;  // of linear_fixed_weight
-  const float* scales;
-  const float* bias;    // [n] or null
-  float* out;           // [num_rows, n]
-  int8_t* x_tiles;      // linear_fixed_bytes(num_rows, k), filled by linear_fixed_pack
-  float* x_units;       // [num_rows rounded up to 16], of linear_fixed_pack too
-  std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
-  int64_t num_rows, n, k;
-};
-
-// Sums of three products of bytes of so many inputs fit 32 bits.
-constexpr int64_t kMaxFixedInputs = 32768;
-
-// Bytes of the digits of rows of 16 at a time.
-inline int64_t linear_fixed_bytes(int64_t num_rows, int64_t k) {
-  return (num_rows + 15) / 16 * 16 * ((k + 63) / 64 * 64) * 3;
-}
-inline int64_t linear_fixed_weight_bytes(int64_t n, int64_t k) { return linear_fixed_bytes((n + 31) / 32 * 32, k); }
-
-struct LinearInt8Args {
-  DType dtype;           // of x, bias and out
-  const void* x;         // [num_rows, k], rows x_stride apart
-  int64_t x_stride;
-  const int8_t* weight;  // [branches, n, k], k a multiple of 64
-  const float* scale;    // [branches, n]
-  const void* bias;      // [branches, n] or null
-  void* out;             // [num_rows, n]
-  int64_t num_rows, split, n, k;
-};
-
-struct LinearInt4Args {
-  DType dtype;
-  const void* x;
-  int64_t x_stride;
-  const uint8_t* weight;  // [branches, n, k / 2], k a multiple of 128
-  const bf16* scale;      // [branches, k / 128, n]
-  const void* bias;
-  void* out;
-  int64_t num_rows, split, n, k;
-};
-
-// Rows of x as int8 planes for linear_int8_wide and linear_int4_wide; kernels/plane_blocks.h says how.
-struct PlanesArgs {
-  DType dtype;      // of x
-  const void* x;    // [num_rows, k], rows x_stride apart, k a multiple of 64
-  int64_t x_stride;
-  int8_t* planes;   // linear_planes_bytes() of both together
-  float* steps;     // behind the planes
-  int64_t num_rows, split, k;
-};
-
-// Blocks of 16 rows.
-inline int64_t plane_blocks(int64_t rows) { return (rows + 15) / 16; }
-inline int64_t linear_planes_bytes(int64_t num_rows, int64_t split, int64_t k) {
-  return (plane_blocks(split) + plane_blocks(num_rows - split)) * 16 * (2 * k + 4);
-}
-
-struct SplitRows {
-  const int8_t* planes;
-  const float* steps;
-  std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
-};
-
-struct LinearInt8WideArgs {
-  LinearInt8Args linear;  // any number of rows
-  SplitRows x;
-};
-
-struct LinearInt4WideArgs {
-  LinearInt4Args linear;
-  SplitRows x;
 };
 
 struct RmsNormArgs {

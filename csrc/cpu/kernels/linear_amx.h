@@ -49,6 +49,7 @@ inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int
     alignas(64) bf16 partial[2][kTileRows * kTileK];
     copy_partial_tile(w + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[0]);
     copy_partial_tile(other + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[1]);
+    order_tiles();
     _tile_loadd(6, pairs + whole * kTileK / 2 * num_rows, x_stride);
     _tile_loadd(4, partial[0], 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -57,6 +58,7 @@ inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int
   }
   _tile_stored(0, sums[0], x_stride);
   _tile_stored(1, sums[1], x_stride);
+  order_tiles();
 }
 
 // One block of `rows` <= 16 rows of W.
@@ -65,17 +67,20 @@ inline void tile_block(const bf16* w, int64_t rows, int64_t k, const uint32_t* p
   _tile_zero(0);
   for (int64_t begin = 0; begin < k; begin += kTileK) {
     copy_partial_tile(w + begin, k, rows, min64(kTileK, k - begin), partial);
+    order_tiles();
     _tile_loadd(6, pairs + begin / 2 * num_rows, 4 * num_rows);
     _tile_loadd(4, partial, 64);
     _tile_dpbf16ps(0, 4, 6);
   }
   _tile_stored(0, sums, 4 * num_rows);
+  order_tiles();
 }
 
 // Rows [begin, end) of one branch's W against x; pairs: scratch of ceil(k / 32) * 64 * num_rows bytes.
 inline void tile_linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* w, int64_t k, const bf16* bias,
                         bf16* out, int64_t out_stride, int64_t begin, int64_t end, uint32_t* pairs) {
   interleave_pairs(x, x_stride, num_rows, k, pairs);
+  order_tiles();
   configure_tiles(num_rows);
   alignas(64) float sums[2][256];
   for (int64_t n = begin; n < end;) {

@@ -113,7 +113,7 @@ inline void int4_slot(const Int4Step& s, vf (&sums)[4][4]) {
   constexpr int Q = S / 4, r = S % 4;
   const vf f = s.factors[Q / 2], four = _mm512_shuffle_f32x4(f, f, Q % 2 == 0 ? 0x50 : 0xfa);
   sums[Q][r] = int4_scaled(s.products + 128 * Q, r, _mm512_permute_ps(four, 0x55 * r), sums[Q][r]);
-  asm volatile("" ::: "memory");  // the compiler does not know that tile instructions read and write memory
+  order_tiles();
 }
 
 template <int kTurn, int... S>

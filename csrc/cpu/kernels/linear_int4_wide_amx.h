@@ -57,6 +57,7 @@ inline void int4_wide_scale_pairs(const Int4Waiting& s) {
 
 // Products of 16 rows of W and the block in tiles 4 to 7, and the scaling of those before.
 inline void int4_wide_step(const int8_t* w, int32_t* products, const Int4Waiting& before) {
+  order_tiles();
   _tile_zero(0);
   _tile_zero(1);
   _tile_loadd(2, w, kTileBytes);
@@ -71,10 +72,12 @@ inline void int4_wide_step(const int8_t* w, int32_t* products, const Int4Waiting
   int4_wide_scale<12>(before);
   _tile_stored(0, products, 64);
   _tile_stored(1, products + kTileSums, 64);
+  order_tiles();
 }
 
 // The same of 32 rows of W and a block of up to 8 rows in tiles 4 and 5.
 inline void int4_wide_step_pairs(const int8_t* w, int32_t* products, const Int4Waiting& before) {
+  order_tiles();
   _tile_zero(0);
   _tile_zero(1);
   _tile_loadd(2, w, kTileBytes);
@@ -91,6 +94,7 @@ inline void int4_wide_step_pairs(const int8_t* w, int32_t* products, const Int4W
   int4_wide_scale_pairs<12>(before);
   _tile_stored(0, products, 64);
   _tile_stored(1, products + kTileSums, 64);
+  order_tiles();
 }
 
 // The calling thread's memory for a panel.

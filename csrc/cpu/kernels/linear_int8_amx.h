@@ -34,6 +34,7 @@ inline void int8_tile_pair(const int8_t* first, int64_t run, int64_t pass, int64
   _tile_stored(1, sums[1][0], 64);
   _tile_stored(2, sums[0][1], 64);
   _tile_stored(3, sums[1][1], 64);
+  order_tiles();
 }
 
 template <class T>

@@ -27,10 +27,15 @@ inline void configure_tiles(int64_t columns) {
   _tile_loadconfig(&config);
 }
 
+// The intrinsics do not say that tile loads and stores touch memory; without this the compiler may move other accesses of
+// the same memory across them.
+inline void order_tiles() { asm volatile("" ::: "memory"); }
+
 // Sums of two blocks of 16 by two in tiles 0 to 3, of one by two in 0 and 1: tile 1 is `second` elements behind tile 0 in
 // memory, the second pair `pair` elements behind the first.
 template <int kBlocks>
 inline void zero_sums() {
+  order_tiles();
   _tile_zero(0);
   _tile_zero(1);
   if constexpr (kBlocks == 2) {
@@ -41,6 +46,7 @@ inline void zero_sums() {
 
 template <int kBlocks, class T>
 inline void load_sums(const T* sums, int64_t second, int64_t pair) {
+  order_tiles();
   _tile_loadd(0, sums, 64);
   _tile_loadd(1, sums + second, 64);
   if constexpr (kBlocks == 2) {
@@ -57,6 +63,7 @@ inline void store_sums(T* sums, int64_t second, int64_t pair) {
     _tile_stored(2, sums + pair, 64);
     _tile_stored(3, sums + pair + second, 64);
   }
+  order_tiles();
 }
 
 // 16 x 16 words of 4 bytes: row i becomes column i.
