@@ -157,6 +157,7 @@ struct Int4Tiles {
 
   void load_factors(int64_t group, int64_t row, vf (&factors)[2]) const {
     const bf16* p = scale + group * n + row;
+    prefetch(p + kInt4Lanes);  // of the next panel: a group's scales are far from the last one's
     factors[0] = load_upto(p, min64(kTileRows, end - row));
     factors[1] = load_upto(p + kTileRows, max64(0, min64(kTileRows, end - row - kTileRows)));
   }
