@@ -119,11 +119,6 @@ class TileBlock {
     return left >= 32 ? Dot<bf16>::load(row + 32 * depth) : Dot<bf16>::load_n(row + 32 * depth, left);
   }
 
-  // To the first-level cache, which the tile loads do not prefetch by themselves; may lie past the block.
-  static void fetch_tile(const bf16* tile) {
-    for (int64_t i = 0; i < kTile; i += 32) prefetch(tile + i);
-  }
-
   // Pairs of bfloat16 [16][2] of two vectors.
   static __m512i pairs(vf a, vf b) {
     const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));

@@ -1,9 +1,9 @@
 // Wide int8 linear on AMX tiles; included by linear_quantized_wide.cpp where the instruction set has them.
 //
 // 32 rows of W meet a block of 16 rows of x in four tiles of sums, its planes apart. W is copied to tiles first, for
-// all rows of x, and walked in chunks whose tiles stay in the first-level cache, as in linear_wide_amx.h; the sums wait
-// in memory meanwhile. They are the exact integers of linear_int8_amx.h and meet the same operations afterwards, so a
-// row has the same result in a prompt and in a decode step.
+// all rows of x, and walked in chunks whose tiles stay in the first-level cache; the sums wait in memory meanwhile. They
+// are the exact integers of linear_int8_amx.h and meet the same operations afterwards, so a row has the same result in a
+// prompt and in a decode step.
 #pragma once
 
 #include "plane_blocks.h"
@@ -18,11 +18,6 @@ constexpr int64_t kInt8ChunkDepths = 16;
 
 template <class T>
 using Int8Wide = PlaneProblem<T, int8_t, float>;
-
-// A tile that is not in the first-level cache is waited for line by line, so the next ones come before their turn.
-inline void fetch_tile(const int8_t* tile) {
-  for (int64_t i = 0; i < kTileSize; i += 64) prefetch(tile + i);
-}
 
 // sums[x tile][W tile][16][16] += 32 rows of W times a block of x of one or two tiles, over `depths` of k.
 template <int kTiles>

@@ -58,10 +58,6 @@ class Weights {
   const char *next_, *end_;
 };
 
-inline void fetch_lines(const bf16* p, int64_t stride) {
-  for (int64_t i = 0; i < kTileRows; ++i) prefetch(p + i * stride);
-}
-
 // Sums of 32 rows of W, `stride` elements apart, times one or two blocks of x, += over `depths` of k.
 template <int kBlocks>
 inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, int64_t depths, bool first,
@@ -69,19 +65,19 @@ inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, 
   first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
   const bf16* other = w + kTileRows * stride;
   for (int64_t i = 0; i < depths; ++i, w += kDepth, other += kDepth, x += kTileElements) {
-    fetch_lines(w + kDepth, stride);
+    fetch_tile(w + kDepth, 2 * stride);
     _tile_loadd(4, w, 2 * stride);
     _tile_loadd(6, x, 64);
     _tile_dpbf16ps(0, 4, 6);
-    fetch_lines(other + kDepth, stride);
+    fetch_tile(other + kDepth, 2 * stride);
     _tile_loadd(5, other, 2 * stride);
     _tile_dpbf16ps(1, 5, 6);
-    fetch_lines(x + kTileElements, kDepth);
+    fetch_tile(x + kTileElements);
     later.fetch_some();
     if constexpr (kBlocks == 2) {
       _tile_loadd(7, x + kTileRows * k, 64);
       _tile_dpbf16ps(2, 4, 7);
-      fetch_lines(x + kTileRows * k + kTileElements, kDepth);
+      fetch_tile(x + kTileRows * k + kTileElements);
       _tile_dpbf16ps(3, 5, 7);
     }
   }

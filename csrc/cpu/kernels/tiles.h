@@ -31,6 +31,11 @@ inline void configure_tiles(int64_t columns) {
 // the same memory across them.
 inline void order_tiles() { asm volatile("" ::: "memory"); }
 
+// A tile that is not in the first-level cache is waited for line by line; this fetches its 16, `stride` bytes apart.
+inline void fetch_tile(const void* tile, int64_t stride = kTileBytes) {
+  for (int64_t i = 0; i < kTileRows; ++i) prefetch(static_cast<const char*>(tile) + i * stride);
+}
+
 // Sums of two blocks of 16 by two in tiles 0 to 3, of one by two in 0 and 1: tile 1 is `second` elements behind tile 0 in
 // memory, the second pair `pair` elements behind the first.
 template <int kBlocks>
