@@ -25,9 +25,13 @@ class AttentionUnits {
   AttentionPlan plan() {
     // Keys and values, dims padded to at most a multiple of 32, in float32 at worst.
     const int64_t block = 2 * AttentionPlan::kBlockKeys * ceil_div(head_dim_, 32) * 32 * 4;
+    return plan_in(shared_scratch(first_block_.back() * heads_ * block));
+  }
+  // In the memory of another plan, of the same keys.
+  AttentionPlan plan_in(void* workspace) {
     next_[0] = next_[1] = 0;
     return {static_cast<int64_t>(first_block_.size()) - 1, heads_, head_dim_, first_block_.data(), first_chunk_.data(),
-            shared_scratch(first_block_.back() * heads_ * block), next_};
+            workspace, next_};
   }
 
  private:

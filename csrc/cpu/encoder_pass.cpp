@@ -170,7 +170,7 @@ void EncoderPass::run(const EncoderInput& in) {
     all.add(length, keys);
     wanted.add(in.wanted, keys);
   }
-  const AttentionPlan last_plan = wanted.plan(), plan = all.plan();  // of one size: they share their memory
+  const AttentionPlan plan = all.plan(), last_plan = wanted.plan_in(plan.workspace);
   std::atomic<int64_t>* counters = counters_.restart();
   parallel([&](int index, int count) {
     Thread{{m_.dtype, index, count, counters}, *this, m_, in, plan, last_plan}.encode();
