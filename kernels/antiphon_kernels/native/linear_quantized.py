@@ -31,7 +31,8 @@ class Kernels(NamedTuple):
 INT8 = Kernels(_native.linear_int8, _native.linear_int8_wide, dequantize_int8)
 INT4 = Kernels(_native.linear_int4, _native.linear_int4_wide, dequantize_int4)
 VECTOR_ROWS = {torch.float32: 64, torch.bfloat16: 256}
-"""Rows up to which going sixteen by sixteen beat PyTorch, restricted to the same instruction set, on AVX2 and AVX-512."""
+"""Rows up to which AVX2 and AVX-512 go sixteen by sixteen. In bfloat16 that is faster than PyTorch on the same instruction set; in
+float32 int8 it takes up to 1.3 times as long at 64 rows, for a row that has the result it has in decoding."""
 
 
 def _supports_int8(x, weight, scale, bias, split) -> bool:
