@@ -79,6 +79,9 @@ class PlainRunner(LlmRunner):
 class PlainFlow(FlowDit):
     """:class:`PlainDit` where the streaming detokenizer expects our network; one stream."""
 
+    def _pass_for(self, batch):
+        return None
+
     def velocity(self, x, time, condition, batch, window):
         return self._pass(x, time, condition, batch, window)[0]
 
@@ -109,7 +112,7 @@ class PlainPipeline:
         self.flow = PlainFlow(runtime.config.flow, runtime.flow.weights)
         self.vocoder = PlainGenerator(runtime.config.vocoder, runtime.vocoder.weights)
         self.vocoder.dtype, self.vocoder.device = runtime.vocoder.dtype, runtime.vocoder.device
-        watch.around(self.flow, "velocity", "flow")
+        watch.around(self.flow, "integrate", "flow")
         watch.around(self.flow, "fill_window", "flow")
         watch.around(self.vocoder, "run", "vocoder")
 
@@ -146,7 +149,7 @@ class OurPipeline:
         self.engine = Engine(runtime, EngineConfig(max_sequences=1, prefix_caching=False))
         watch.around(runtime.encoder, "start", "recordings")
         watch.around(self.engine.runner, "start", "llm")
-        watch.around(runtime.flow, "velocity", "flow")
+        watch.around(runtime.flow, "integrate", "flow")
         watch.around(runtime.flow, "fill_window", "flow")
         watch.around(runtime.vocoder, "run", "vocoder")
 

@@ -137,11 +137,12 @@ std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, con
 }
 
 // sizes and tensors in the order of FlowInput's members.
-void run_flow_pass(FlowPass& pass, const std::vector<int64_t>& sizes, const Addresses& a) {
+void run_flow_pass(FlowPass& pass, const std::vector<int64_t>& sizes, const Addresses& a,
+                   const std::vector<float>& widths) {
   const FlowInput input{sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), at(a.at(0)), at(a.at(1)),
                         at<int64_t>(a.at(2)), at<int32_t>(a.at(3)), at<int64_t>(a.at(4)), at<int32_t>(a.at(5)),
-                        at(a.at(6)), at(a.at(7)), at(a.at(8)), at<int64_t>(a.at(9)), at<int64_t>(a.at(10)),
-                        sizes.at(5)};
+                        at(a.at(6)), at(a.at(7)), at(a.at(8)), widths.data(), static_cast<int64_t>(widths.size()),
+                        at<int64_t>(a.at(9)), at<int64_t>(a.at(10)), sizes.at(5)};
   py::gil_scoped_release release;
   pass.run(input);
 }

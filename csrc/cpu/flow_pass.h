@@ -1,6 +1,6 @@
-// One evaluation of the flow-matching DiT over a ragged batch of streams, as a single job: weights are bound once,
-// buffers are kept, then each evaluation is one call. It runs the same kernels as the operators do, row by row in the
-// same order, so its results are theirs, bit for bit. Reference behaviour, section 11.
+// Evaluations of the flow-matching DiT over a ragged batch of streams, each a single job: weights are bound once, buffers
+// are kept, then one evaluation, or several steps of the solver, is one call. It runs the same kernels as the operators
+// do, row by row in the same order, so its results are theirs, bit for bit. Reference behaviour, section 11.
 #pragma once
 
 #include <cstdint>
@@ -31,13 +31,15 @@ struct FlowWeights {
 struct FlowInput {
   int64_t num_rows, frames_per_token, num_streams, window, layer_stride;  // frames_per_token divides 16
   const void* x;              // [num_rows, num_mels]
-  const void* modulation;     // [num_rows / frames_per_token, hidden]
+  const void* modulation;     // [evaluations, num_rows / frames_per_token, hidden]
   const int64_t* positions;   // [num_rows]
   const int32_t* cu_seqlens;  // [num_streams + 1]
   const int64_t* slots;       // [num_streams]
   const int32_t* cache_lens;  // [num_streams]
   void *keys, *values;        // [slots, window, heads, head_dim] of a layer, layers layer_stride elements apart
   void* out;                  // [num_rows, num_mels], or null: the pass whose product is keys and values
+  const float* widths;        // [num_steps] of Euler steps from x to `out`; none: `out` is the velocity at x
+  int64_t num_steps;
   const int64_t *kept, *places;  // [num_kept]: of rows `kept`, to rows `places` of the flattened window; read if no out
   int64_t num_kept;
 };
@@ -46,17 +48,18 @@ class FlowPass {
  public:
   // With fewer multiplications a layer than alone_work the calling thread does all: waking others costs more.
   FlowPass(FlowWeights weights, int64_t alone_work);
-  // One evaluation at a time: a second caller waits. Every layer reads the window as it was before.
+  // One call at a time: a second caller waits. Every layer reads the window as it was before.
   void run(const FlowInput& input);
 
  private:
   struct Thread;
-  void reserve(int64_t rows, int64_t tokens);
+  void reserve(int64_t rows, int64_t tokens);  // tokens of all evaluations
 
   const FlowWeights m_;
   const int64_t alone_work_;
   std::mutex busy_;
-  Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_, modulations_[2];
+  Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_;
+  std::vector<Aligned<char>> modulations_;  // of each layer, then of the final one: [evaluations, tokens, vectors, hidden]
   PassOperand rows_, wide_, tokens_;
   PassCounters counters_;
 };

@@ -94,6 +94,14 @@ struct GateResidualArgs {
   int64_t gate_stride, num_rows, hidden, frames_per_token;
 };
 
+struct EulerStepArgs {
+  DType dtype;
+  void* x;        // [size], becomes x + dt v
+  const void* v;
+  int64_t size;
+  float dt;
+};
+
 struct FlowRopeArgs {
   DType dtype;
   const void* qkv;           // [num_rows, 3 num_heads head_dim], rows qkv_stride apart
@@ -340,6 +348,7 @@ struct DecodeInputsArgs {
   X(layer_norm_modulate, LayerNormModulateArgs)  \
   X(layer_norm, LayerNormArgs)                   \
   X(gate_residual, GateResidualArgs)             \
+  X(euler_step, EulerStepArgs)                   \
   X(flow_rope, FlowRopeArgs)                     \
   X(flow_attention, FlowAttentionArgs)           \
   X(encoder_attention, EncoderAttentionArgs)     \

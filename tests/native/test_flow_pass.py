@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import antiphon_kernels as ak
-from antiphon.models.flow_dit import NORM_EPS, FlowBatch, FlowDit, FlowWindow
+from antiphon.models.flow_dit import MODULATED_ROWS, NORM_EPS, FlowBatch, FlowDit, FlowWindow
 from antiphon_kernels.native import available
 
 if not available:
@@ -100,6 +100,27 @@ def test_equals_the_operators(name, dtype, isa, poison, with_threads):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("name", ["one", "idle", "many"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_integrates_as_the_operators_do(name, dtype, isa, poison, with_threads):
+    dit, batch = build_dit(dtype), batch_of(STREAMS[name])
+    x, _, condition, _, window = inputs(dit, batch)
+    times, widths = torch.randn(5, dit.config.hidden_size).to(dtype), (0.25, 0.125, 0.3, 0.2, 0.125)
+    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    modulation = torch.nn.functional.silu(times[:, None] + condition)
+    before, expected = x.clone(), x
+    with ak.use_backend("native"):
+        with_tiled_kernels(dit)
+        for time, width in zip(times, widths):
+            expected = ak.euler_step(expected, dit.velocity(expected, time, condition, batch, window, bound=False), width)
+    for threads in (1, 2, 3):
+        got = with_threads(
+            threads, lambda: bound.integrate(x, modulation, batch, window.keys, window.values, widths)
+        )
+        assert torch.equal(got, expected)
+        assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fills_the_window_as_the_operators_do(dtype, isa, poison, with_threads):
     """Rows that replace the window's own: every layer reads it as it was, and nothing else is written."""
@@ -133,6 +154,20 @@ def test_velocity_is_one_call_with_the_operators_bits(dtype, isa):
         dit.fill_window(*arguments, torch.arange(4), torch.arange(4))
     assert calls == {("flow_pass", "native"): 2}
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_solve_takes_few_calls_and_has_the_operators_bits(dtype, isa):
+    if not chosen():
+        pytest.skip(f"{isa}: operators")
+    dit, batch = build_dit(dtype), batch_of(STREAMS["three"])
+    x, _, condition, _, window = inputs(dit, batch)
+    times, widths = torch.randn(7, dit.config.hidden_size).to(dtype), (0.1,) * 7
+    with ak.operator.count_calls() as calls:
+        got = dit.integrate(x, times, widths, condition, batch, window)
+    assert calls == {("flow_pass", "native"): -(-7 // (MODULATED_ROWS // len(condition)))}
+    dit._pass_for = lambda batch: None
+    assert torch.equal(got, dit.integrate(x, times, widths, condition, batch, window))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -21,13 +21,14 @@ class Recorder(FlowDit):
         self.times = (*ode_schedule(29)[0], 999)
         self.passes: list[dict] = []
 
-    def velocity(self, x, time, condition, batch, window):
-        out = super().velocity(x, time, condition, batch, window)
-        self._note(x, out, time, batch)
-        return out
+    def integrate(self, x, times, widths, condition, batch, window):
+        for time, width in zip(times, widths, strict=True):
+            self._note(x, self.velocity(x, time, condition, batch, window), time, batch)
+            x = super().integrate(x, time[None], (width,), condition, batch, window)
+        return x
 
     def fill_window(self, x, time, condition, batch, window, rows, places):
-        self._note(x, super().velocity(x, time, condition, batch, window), time, batch)
+        self._note(x, self.velocity(x, time, condition, batch, window), time, batch)
         super().fill_window(x, time, condition, batch, window, rows, places)
 
     def _note(self, x, out, time, batch):

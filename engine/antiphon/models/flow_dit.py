@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from antiphon_kernels import flow_attention, flow_rope, gate_residual, gelu, layer_norm_modulate
+from antiphon_kernels import euler_step, flow_attention, flow_rope, gate_residual, gelu, layer_norm_modulate
 from antiphon_kernels.native import bind_flow_pass
 
 from ..config import FlowConfig
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TIME_FEATURES = 256
 NORM_EPS = 1e-6
+MODULATED_ROWS = 128
+"""Tokens of all steps that a native call makes the modulations of: enough to make the most of reading their weights."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,30 @@ class FlowDit:
         shift, scale = self._linear("final_layer.adaLN_modulation.1", modulation).chunk(2, dim=-1)
         x = layer_norm_modulate(x, shift, scale, batch.frames_per_token, NORM_EPS)
         return self._linear("final_layer.linear", x)
+
+    def integrate(
+        self,
+        x: torch.Tensor,
+        times: torch.Tensor,
+        widths: Sequence[float],
+        condition: torch.Tensor,
+        batch: FlowBatch,
+        window: FlowWindow,
+    ) -> torch.Tensor:
+        """The state after Euler steps of ``widths`` from ``x`` [T, num_mels]; ``times`` [steps, H], the time vector of each.
+
+        Several steps are one native call where there is one.
+        """
+        if not (flow_pass := self._pass_for(batch)):
+            for time, width in zip(times, widths, strict=True):
+                x = euler_step(x, self.velocity(x, time, condition, batch, window), width)
+            return x
+        together = max(1, MODULATED_ROWS // len(condition))
+        for first in range(0, len(widths), together):
+            steps = slice(first, first + together)
+            modulation = F.silu(times[steps, None] + condition)
+            x = flow_pass.integrate(x, modulation, batch, window.keys, window.values, widths[steps])
+        return x
 
     def fill_window(
         self,

@@ -10,8 +10,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from antiphon_kernels import euler_step
-
 from ..config import FRAMES_PER_TOKEN
 from ..models.flow_dit import FlowBatch, FlowDit, FlowWindow
 from ..upload import upload
@@ -82,14 +80,11 @@ def solve(
 
 
 def integrate(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], num_steps: int) -> torch.Tensor:
-    """All Euler steps, one pass of the network each: final states of all jobs, [rows, num_mels]."""
+    """All Euler steps: final states of all jobs, [rows, num_mels]."""
     batch = _batch(dit, jobs, [job.num_rows for job in jobs])
     x = upload([torch.cat([job.noise for job in jobs])], dit.device)[0].to(dit.dtype)
     times, widths = ode_schedule(num_steps)
-    table, condition = dit.time_table(times), dit.condition(batch.token_ids)
-    for time, width in zip(table, widths, strict=True):
-        x = euler_step(x, dit.velocity(x, time, condition, batch, window), width)
-    return x
+    return dit.integrate(x, dit.time_table(times), widths, dit.condition(batch.token_ids), batch, window)
 
 
 def fill(dit: FlowDit, window: FlowWindow, jobs: Sequence[FlowJob], states: torch.Tensor) -> None:

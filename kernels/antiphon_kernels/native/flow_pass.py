@@ -1,4 +1,5 @@
-"""A whole evaluation of the flow-matching DiT as one native call: weights are bound once, buffers are kept.
+"""A whole evaluation of the flow-matching DiT, or several Euler steps, as one native call: weights are bound once, buffers
+are kept.
 
 The same kernels on the same rows as the operators, so results are equal to theirs bit for bit; what is saved is the way
 through Python and the dispatcher, ten operators a layer, each with a result to allocate and a second thread to wake.
@@ -6,7 +7,7 @@ through Python and the dispatcher, ten operators a layer, each with a result to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -93,9 +94,16 @@ class FlowPass:
         modulation [T / frames_per_token, hidden] is silu(time + condition); keys, values [layers, slots, window, heads,
         head_dim], contiguous within a layer.
         """
-        out = x.new_empty(x.shape[0], self._num_outputs)
-        self._run(x, modulation, batch, keys, values, out, None, None)
-        return out
+        return self._run(x, modulation, batch, keys, values, ())
+
+    def integrate(
+        self, x: Tensor, modulation: Tensor, batch: Batch, keys: Tensor, values: Tensor, widths: Sequence[float]
+    ) -> Tensor:
+        """The state after Euler steps of ``widths`` from x [T, num_mels]; modulation [steps, T / frames_per_token, hidden].
+
+        The modulations of all steps are made at once, so that their weights are read once.
+        """
+        return self._run(x, modulation, batch, keys, values, widths)
 
     def fill(
         self,
@@ -108,7 +116,7 @@ class FlowPass:
         places: Tensor,
     ) -> None:
         """The pass that stores keys and values of ``rows`` at ``places`` (slot * window + row), int64 [n] each."""
-        self._run(x, modulation, batch, keys, values, None, rows.contiguous(), places.contiguous())
+        self._run(x, modulation, batch, keys, values, (), (rows.contiguous(), places.contiguous()))
 
     def _run(
         self,
@@ -117,16 +125,18 @@ class FlowPass:
         batch: Batch,
         keys: Tensor,
         values: Tensor,
-        out: Tensor | None,
-        rows: Tensor | None,
-        places: Tensor | None,
-    ) -> None:
+        widths: Sequence[float],
+        filled: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | None:
         if operator.counting:
             operator.calls["flow_pass", "native"] += 1
+        out = None if filled else x.new_empty(x.shape[0], self._num_outputs)
         tensors = [x, modulation, batch.positions, batch.cu_seqlens, batch.slots, batch.cache_lens]
         tensors = [t.contiguous() for t in tensors]
         sizes = [x.shape[0], batch.frames_per_token, batch.slots.shape[0], keys.shape[2], keys.stride(0)]
         self.bound.run(
-            [*sizes, 0 if rows is None else rows.shape[0]],
-            [pointer(t) for t in (*tensors, keys, values, out, rows, places)],
+            [*sizes, filled[0].shape[0] if filled else 0],
+            [pointer(t) for t in (*tensors, keys, values, out, *(filled or (None, None)))],
+            widths,
         )
+        return out
