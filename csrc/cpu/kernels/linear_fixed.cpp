@@ -10,6 +10,7 @@
 // Tiles are [rows / 16][k / 64][3][16 rows][64] of x, [n / 32][k / 64][3][2][16][16 rows][4] of W, zero past the end.
 #include "kernels.h"
 #include "simd.h"
+#include "weights_ahead.h"
 #if defined(__AMX_INT8__)
 #include "tiles.h"
 #endif
@@ -137,6 +138,15 @@ struct Panel {
   }
 };
 
+// a * b + c of which a * b is exact, so that it does not matter whether it is fused.
+inline float add_exact(float a, float b, float c) {
+#if defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Sums of a pair of blocks of x that wait to become results, a few rows at a time between the products of the next,
 // so that tiles and vectors work side by side.
 struct Waiting {
@@ -174,8 +184,8 @@ struct Waiting {
     const float x_unit = x_units[row];
     const int32_t *high = from + which * 256, *middle = high + kSums, *low = middle + kSums;
     for (int64_t n = 0; n < kBlock; ++n) {
-      const float rest = static_cast<float>(middle[n]) + static_cast<float>(low[n]) * 0x1p-8f;
-      to[n] = (static_cast<float>(high[n]) + rest * 0x1p-8f) * x_unit * units[n] + bias[n];
+      const float rest = add_exact(static_cast<float>(low[n]), 0x1p-8f, static_cast<float>(middle[n]));
+      to[n] = add_exact(rest, 0x1p-8f, static_cast<float>(high[n])) * x_unit * units[n] + bias[n];
     }
   }
 };
@@ -183,7 +193,8 @@ struct Waiting {
 #if defined(__AMX_INT8__)
 // sums += digits `of_x` of one or two blocks of x times digits `of_w` of two blocks of W, in tiles 0 to 3.
 template <int kBlocks>
-inline void digit_products(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths, Waiting& waiting) {
+inline void digit_products(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths, Waiting& waiting,
+                           WeightsAhead& ahead) {
   for (int64_t i = 0; i < depths; ++i, x += kDigits * kTile, w += 2 * kDigits * kTile) {
     _tile_loadd(4, x, 64);
     _tile_loadd(6, w, 64);
@@ -196,27 +207,28 @@ inline void digit_products(const int8_t* x, const int8_t* w, int64_t x_block, in
       _tile_dpbssd(3, 5, 7);
     }
     waiting.some();
+    ahead.fetch();
   }
 }
 
 template <int kBlocks>
 inline void fixed_tiles(const int8_t* x, const int8_t* w, int64_t x_block, int64_t depths, bool first, int32_t* sums,
-                        Waiting& waiting) {
+                        Waiting& waiting, WeightsAhead& ahead) {
   for (int weight = 0; weight < 3; ++weight, sums += kSums) {
     first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
     for (int of_x = 0; of_x <= weight; ++of_x)
-      digit_products<kBlocks>(x + of_x * kTile, w + (weight - of_x) * 2 * kTile, x_block, depths, waiting);
+      digit_products<kBlocks>(x + of_x * kTile, w + (weight - of_x) * 2 * kTile, x_block, depths, waiting, ahead);
     store_sums<kBlocks>(sums, 256, 2 * 256);
   }
 }
 
 inline void fixed_sums(const int8_t* x, const int8_t* w, int64_t x_block, int64_t blocks, int64_t depths, bool first,
-                       int32_t* sums, Waiting& waiting) {
-  (blocks == 2 ? fixed_tiles<2> : fixed_tiles<1>)(x, w, x_block, depths, first, sums, waiting);
+                       int32_t* sums, Waiting& waiting, WeightsAhead& ahead) {
+  (blocks == 2 ? fixed_tiles<2> : fixed_tiles<1>)(x, w, x_block, depths, first, sums, waiting, ahead);
 }
 #else
 inline void fixed_sums(const int8_t* x, const int8_t* w, int64_t x_block, int64_t blocks, int64_t depths, bool first,
-                       int32_t* sums, Waiting&) {
+                       int32_t* sums, Waiting&, WeightsAhead&) {
   if (first) std::memset(sums, 0, 3 * kSums * sizeof(int32_t));
   for (int64_t i = 0; i < depths; ++i)
     for (int64_t part = 0; part < 2 * blocks; ++part)
@@ -240,9 +252,10 @@ inline int64_t pairs_at_a_time(const LinearFixedArgs& a) {
   return max64(8, kCached / linear_fixed_bytes(kOutputs, a.k));
 }
 
-// Pairs [first, end) times a panel: `waiting` is what the panel before left, then what this one does.
+// Pairs [first, end) times a panel: `waiting` is what the panel before left, then what this one does; `ahead` is of the
+// panel after.
 inline void fixed_panel(const LinearFixedArgs& a, int64_t first, int64_t end, const Panel& panel, int32_t* sums,
-                        Waiting& waiting) {
+                        Waiting& waiting, WeightsAhead& ahead) {
   const int64_t depths = depths_of(a.k), x_block = depths * kDigits * kTile;
   const int8_t* w = a.tiles + panel.first / kOutputs * depths * 2 * kDigits * kTile;
   for (int64_t begin = 0; begin < depths; begin += kChunk) {
@@ -252,7 +265,7 @@ inline void fixed_panel(const LinearFixedArgs& a, int64_t first, int64_t end, co
       int32_t* to = sums + (depths > kChunk ? pair - first : waiting.sums == sums) * 3 * kSums;
       if (to == waiting.sums) waiting.all();
       fixed_sums(a.x_tiles + 2 * pair * x_block + begin * kDigits * kTile, w + begin * 2 * kDigits * kTile, x_block,
-                 blocks_of(rows), of_chunk, begin == 0, to, waiting);
+                 blocks_of(rows), of_chunk, begin == 0, to, waiting, ahead);
       waiting.all();
       if (begin + kChunk < depths) continue;
       waiting = {&panel, to, a.x_units + row, a.out + row * a.n + panel.first, a.n, 0, rows, (rows - 1) / steps + 1};
@@ -263,20 +276,25 @@ inline void fixed_panel(const LinearFixedArgs& a, int64_t first, int64_t end, co
 
 }  // namespace
 
-// Threads claim a panel for some pairs of blocks of x.
+// Threads claim a panel for some pairs of blocks of x, always one ahead of what they do.
 void linear_fixed(const LinearFixedArgs& a, int, int) {
   const int64_t panels = (a.n + kOutputs - 1) / kOutputs, pairs = (a.num_rows + kOutputs - 1) / kOutputs;
   const int64_t group = pairs_at_a_time(a), units = (pairs + group - 1) / group * panels;
+  const int64_t bytes = linear_fixed_bytes(kOutputs, a.k);  // of a panel of W
   int32_t* sums = static_cast<int32_t*>(scratch(group * 3 * kSums * sizeof(int32_t)));
 #if defined(__AMX_INT8__)
   configure_tiles(16);
 #endif
   Panel panel[2];
   Waiting waiting;
-  for (int64_t unit, turn = 0; (unit = a.next->fetch_add(1, std::memory_order_relaxed)) < units; turn = 1 - turn) {
+  const auto claim = [&] { return a.next->fetch_add(1, std::memory_order_relaxed); };
+  for (int64_t unit = claim(), after, turn = 0; unit < units; unit = after, turn = 1 - turn) {
     panel[turn] = Panel(a, unit % panels * kOutputs);
-    const int64_t first = unit / panels * group;
-    fixed_panel(a, first, min64(first + group, pairs), panel[turn], sums, waiting);
+    const int64_t first = unit / panels * group, end = min64(first + group, pairs);
+    WeightsAhead ahead;
+    if ((after = claim()) < units)
+      ahead = {a.tiles + after % panels * bytes, bytes, bytes, 1, 6 * depths_of(a.k) * (end - first)};
+    fixed_panel(a, first, end, panel[turn], sums, waiting, ahead);
   }
   waiting.all();
 #if defined(__AMX_INT8__)

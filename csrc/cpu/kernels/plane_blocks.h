@@ -6,6 +6,7 @@
 #pragma once
 
 #include "tiles.h"
+#include "weights_ahead.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
@@ -57,29 +58,6 @@ struct PlaneProblem {
   int64_t blocks() const { return (num_rows + kTileRows - 1) / kTileRows; }
   int64_t rows_of(int64_t block) const { return min64(kTileRows, num_rows - block * kTileRows); }
   const int8_t* block(int64_t b) const { return planes + b * 2 * kTileRows * k; }
-};
-
-// Rows of W that will be needed next, fetched to the second-level cache a few lines at a time while tiles multiply.
-struct WeightsAhead {
-  const char* w = nullptr;
-  int64_t stride = 0, row_bytes = 0, rows = 0;  // rows `stride` bytes apart
-  int64_t lines = 0;                            // of 64 bytes, for every step of so many as there will be
-  int64_t row = 0, at = 0;
-
-  WeightsAhead() = default;
-  WeightsAhead(const void* first, int64_t stride, int64_t row_bytes, int64_t rows, int64_t steps)
-      : w(static_cast<const char*>(first)), stride(stride), row_bytes(row_bytes), rows(rows),
-        lines((rows * row_bytes / kTileBytes + steps - 1) / steps) {}
-
-  void fetch() {
-    for (int64_t i = 0; i < lines && row < rows; ++i) {
-      _mm_prefetch(w + row * stride + at, _MM_HINT_T1);
-      if ((at += kTileBytes) >= row_bytes) {
-        at = 0;
-        ++row;
-      }
-    }
-  }
 };
 
 // A panel of W: columns [n, n + columns) of the result of a branch; none if columns is 0.

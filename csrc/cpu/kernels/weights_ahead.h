@@ -1,0 +1,31 @@
+// Weights that will be needed next, fetched to the second-level cache between the products with those at hand.
+#pragma once
+
+#include "simd.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+// Rows of W, a few lines at a time.
+struct WeightsAhead {
+  const char* w = nullptr;
+  int64_t stride = 0, row_bytes = 0, rows = 0;  // rows `stride` bytes apart
+  int64_t lines = 0;                            // of 64 bytes, for every step of so many as there will be
+  int64_t row = 0, at = 0;
+
+  WeightsAhead() = default;
+  WeightsAhead(const void* first, int64_t stride, int64_t row_bytes, int64_t rows, int64_t steps)
+      : w(static_cast<const char*>(first)), stride(stride), row_bytes(row_bytes), rows(rows),
+        lines((rows * row_bytes / 64 + steps - 1) / steps) {}
+
+  void fetch() {
+    for (int64_t i = 0; i < lines && row < rows; ++i) {
+      __builtin_prefetch(w + row * stride + at, 0, 2);
+      if ((at += 64) >= row_bytes) {
+        at = 0;
+        ++row;
+      }
+    }
+  }
+};
+
+}  // namespace antiphon::ANTIPHON_ISA
