@@ -1,6 +1,7 @@
 """Speech in, speech out, against the reference pipeline in plain PyTorch: ``python -m benchmarks.cpu_end_to_end --json OUT``.
 
-Both answer the same spoken questions, greedily, at batch 1, in the checkpoint's own working precision. The plain side does what
+Both answer the same spoken questions, greedily, at batch 1, in one working precision: bfloat16, the official code's, unless
+``--dtypes`` says others (in any, speech codes are made in float32). The plain side does what
 the official code does (``plain_modules``): encoders on PyTorch operators, both branches and both heads at every position, growing
 caches, per-frame modulations, half of each chunk vocoded again. Ours is the engine as ``KimiAudio.generate`` runs it, with the
 same chunks and overlap. Times by part: recordings, language model, flow matching, vocoder; the rest is everything between.
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ from .plain_modules import PlainDit, PlainLlm, PlainVocoder
 from .report import add_json_option, publish, table
 
 PARTS = ("recordings", "llm", "flow", "vocoder")
-COLUMNS = ("model", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
+COLUMNS = ("model", "dtype", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
 
 
 class Stopwatch:
@@ -171,9 +173,9 @@ def questions(runtime: Runtime, count: int, limit: int) -> list[PreparedRequest]
     return found
 
 
-def compare(name: str, folder: Path, options: argparse.Namespace) -> list[dict]:
+def compare(name: str, dtype: str, folder: Path, options: argparse.Namespace) -> list[dict]:
     """Rows of one model: whole and by part; the first question warms both up and is not counted."""
-    runtimes = [load_runtime(folder, device="cpu", cache_bytes=0) for _ in range(2)]
+    runtimes = [load_runtime(folder, device="cpu", dtype=dtype, cache_bytes=0) for _ in range(2)]
     watches = [Stopwatch(), Stopwatch()]
     ours, plain = OurPipeline(runtimes[0], watches[0]), PlainPipeline(runtimes[1], watches[1])
     totals, steps, sound = ([], []), 0, 0.0
@@ -198,13 +200,14 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> list[dict]:
     for part in PARTS:
         a, b = (watch.seconds[part] for watch in watches)
         rows.append({"part": part, "ours_s": a, "plain_s": b, "ratio": b / a if a else None})
-    return [{"model": name, "dtype": str(runtimes[0].dtype)} | row for row in rows]
+    return [{"model": name, "dtype": dtype} | row for row in rows]
 
 
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["demo", "0.5b"])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     parser.add_argument("--questions", type=int, default=4, help="counted, after one that warms up")
     parser.add_argument("--limit", type=int, default=100, help="steps of an answer at most")
     parser.add_argument(
@@ -214,8 +217,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with torch.inference_mode():
-        for name in options.models:
-            rows += compare(name, locate(name, options.work), options)
+        for name, dtype in product(options.models, options.dtypes):
+            rows += compare(name, dtype, locate(name, options.work), options)
             print(table(rows[-1 - len(PARTS) :], COLUMNS), flush=True)
     publish("cpu_end_to_end", rows, options.json, native=status(), torch_threads=torch.get_num_threads())
 
