@@ -20,13 +20,13 @@ FlowPass::FlowPass(FlowWeights weights, int64_t alone_work)
   if (m_.layers.empty()) throw std::invalid_argument("flow pass: expected at least one layer");
 }
 
-void FlowPass::reserve(int64_t rows, int64_t tokens) {
+void FlowPass::reserve(int64_t rows, int64_t tokens, int64_t modulations) {
   const int64_t hidden = m_.hidden(), size = size_of(m_.dtype), mlp = m_.layers[0].fc1.n;
   for (Aligned<char>* buffer : {&x_, &y_, &q_, &k_, &v_}) buffer->reserve(rows * hidden * size);
   branch_.reserve(rows * std::max(hidden, m_.output.n) * size);
   qkv_.reserve(rows * 3 * hidden * size);
   hidden_.reserve(rows * mlp * size);
-  for (Aligned<char>& buffer : modulations_) buffer.reserve(tokens * (&buffer < &modulations_.back() ? 6 : 2) * hidden * size);
+  for (int64_t i = 0; i < modulations; ++i) modulations_[i].reserve(tokens * 6 * hidden * size);
   rows_.reserve(m_.dtype, rows, std::max(hidden, m_.input.k));
   wide_.reserve(m_.dtype, rows, mlp);
   tokens_.reserve(m_.dtype, tokens, hidden);
@@ -41,16 +41,22 @@ struct FlowPass::Thread : PassThread {
   const int64_t hidden = m.hidden(), rows = in.num_rows, mels = m.output.n;
   const int64_t tokens = rows / in.frames_per_token;
 
-  // Shift, scale and gate vectors of every layer, for all evaluations at once: they depend on times and tokens alone.
-  void modulate(int64_t evaluations) {
-    for (size_t i = 0; i <= m.layers.size(); ++i)
-      linear(i < m.layers.size() ? m.layers[i].modulation : m.final_modulation, in.modulation, s.tokens_,
-             evaluations * tokens, s.modulations_[i].data());
+  // Shift, scale and gate vectors of a layer, of the final layer behind the last, for all evaluations at once: they
+  // depend on times and tokens alone.
+  void modulate(size_t layer) {
+    if (evaluation > 0) return;
+    linear(layer < m.layers.size() ? m.layers[layer].modulation : m.final_modulation, in.modulation, s.tokens_,
+           in.evaluations() * tokens, modulations(layer).data());
+  }
+
+  // Kept for the evaluations that follow, if any do.
+  const Aligned<char>& modulations(size_t layer) const {
+    return s.modulations_[in.evaluations() > 1 ? layer : layer % 2];
   }
 
   // Vector `part` of the modulations of a layer, of the final one behind the last, from the token of `row` on.
   const char* vector(size_t layer, int64_t row, int64_t part) const {
-    return at(s.modulations_[layer], evaluation * tokens + row / in.frames_per_token, width(layer)) +
+    return at(modulations(layer), evaluation * tokens + row / in.frames_per_token, width(layer)) +
            part * hidden * size;
   }
   int64_t width(size_t layer) const { return (layer < m.layers.size() ? 6 : 2) * hidden; }
@@ -123,6 +129,7 @@ struct FlowPass::Thread : PassThread {
     const FlowLayer& w = m.layers[i];
     const bool ends = !in.out && i + 1 == m.layers.size();
     enter(i);
+    if (!ends) modulate(i + 1);
     project(w.qkv, s.y_, s.qkv_);
     rotate();
     if (ends) return store(i);
@@ -141,16 +148,16 @@ struct FlowPass::Thread : PassThread {
     wait();
   }
 
-  // What is ready before the first of the evaluations: the modulations and x of the input map.
-  void start(int64_t evaluations) {
-    blocks(evaluations * tokens, [&](int64_t row, int64_t n) { pack(in.modulation, row, n, hidden, s.tokens_); });
+  // Before the first of the evaluations: what the modulations and the input map read.
+  void start() {
+    blocks(in.evaluations() * tokens, [&](int64_t row, int64_t n) { pack(in.modulation, row, n, hidden, s.tokens_); });
     blocks(rows, [&](int64_t row, int64_t n) { pack(in.x, row, n, m.input.k, s.rows_); });
     wait();
-    modulate(evaluations);
   }
 
   // The pass from packed rows of x, which a solver's step leaves as it found them: packed, and in `out`.
   void evaluate(const void* x) {
+    modulate(0);
     linear(m.input, x, s.rows_, rows, s.x_.data());
     wait();
     for (size_t i = 0; i < m.layers.size(); ++i) layer(i);
@@ -171,9 +178,9 @@ struct FlowPass::Thread : PassThread {
 void FlowPass::run(const FlowInput& in) {
   if (in.frames_per_token < 1 || kPassRows % in.frames_per_token || in.num_rows % in.frames_per_token)
     throw std::invalid_argument("flow pass: expected 1, 2, 4, 8 or 16 frames a token, and whole tokens");
-  const int64_t evaluations = std::max(int64_t{1}, in.num_steps);
   const std::lock_guard<std::mutex> lock(busy_);
-  reserve(in.num_rows, evaluations * (in.num_rows / in.frames_per_token));
+  reserve(in.num_rows, in.evaluations() * (in.num_rows / in.frames_per_token),
+          in.evaluations() > 1 ? static_cast<int64_t>(modulations_.size()) : 2);
   const FlowLayer& w = m_.layers[0];
   AttentionUnits units(m_.num_heads, m_.hidden() / m_.num_heads);
   int64_t work = in.num_rows * m_.hidden() * (w.qkv.n + w.proj.n + 2 * w.fc1.n);
@@ -183,11 +190,11 @@ void FlowPass::run(const FlowInput& in) {
     work += 2 * rows * (rows + in.cache_lens[i]) * m_.hidden();
   }
   const AttentionPlan plan = units.plan();
-  for (int64_t evaluation = 0; evaluation < evaluations; ++evaluation) {
+  for (int64_t evaluation = 0; evaluation < in.evaluations(); ++evaluation) {
     std::atomic<int64_t>* counters = counters_.restart();
     const auto walk = [&](int index, int count) {
       Thread thread{{m_.dtype, index, count, counters}, *this, m_, in, plan, evaluation};
-      if (evaluation == 0) thread.start(evaluations);
+      if (evaluation == 0) thread.start();
       thread.evaluate(evaluation == 0 ? in.x : in.out);
     };
     work < alone_work_ ? walk(0, 1) : parallel(walk);

@@ -42,6 +42,8 @@ struct FlowInput {
   int64_t num_steps;
   const int64_t *kept, *places;  // [num_kept]: of rows `kept`, to rows `places` of the flattened window; read if no out
   int64_t num_kept;
+
+  int64_t evaluations() const { return std::max(int64_t{1}, num_steps); }
 };
 
 class FlowPass {
@@ -53,13 +55,14 @@ class FlowPass {
 
  private:
   struct Thread;
-  void reserve(int64_t rows, int64_t tokens);  // tokens of all evaluations
+  void reserve(int64_t rows, int64_t tokens, int64_t modulations);  // tokens of all evaluations
 
   const FlowWeights m_;
   const int64_t alone_work_;
   std::mutex busy_;
   Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_;
-  std::vector<Aligned<char>> modulations_;  // of each layer, then of the final one: [evaluations, tokens, vectors, hidden]
+  // Of each layer, then of the final one, [evaluations, tokens, vectors, hidden]; of one evaluation by turns in two.
+  std::vector<Aligned<char>> modulations_;
   PassOperand rows_, wide_, tokens_;
   PassCounters counters_;
 };

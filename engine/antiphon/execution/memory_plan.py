@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import FlowConfig, LlmConfig, ModelConfig, VocoderConfig
+from ..models.flow_dit import MODULATED_ROWS
 from .kv_cache import KVSizes, page_bytes
 
 GRAPH_OVERHEAD = 8 << 20
@@ -84,9 +85,10 @@ def llm_workspace(config: LlmConfig, rows: int, drawing: int, dtype: torch.dtype
 
 
 def flow_workspace(config: FlowConfig, rows: int, dtype: torch.dtype) -> int:
-    """Activations of one block, with the packed modulations."""
+    """Activations of one block with its modulations, and the modulations of several steps, which a CPU keeps."""
     mlp = int(config.hidden_size * config.mlp_ratio)
-    return rows * (14 * config.hidden_size + 2 * mlp) * dtype.itemsize
+    modulations = MODULATED_ROWS * (6 * config.depth + 2) * config.hidden_size
+    return (rows * (14 * config.hidden_size + 2 * mlp) + modulations) * dtype.itemsize
 
 
 def vocoder_workspace(config: VocoderConfig, frames: int, dtype: torch.dtype) -> int:
