@@ -4,7 +4,7 @@
 // the first-level cache is waited for line by line, so the next ones, of W and x, are fetched between the products, and
 // so is a later panel of W, from memory. Every output is the same sum in the same order as in linear_amx.h, so a row has
 // the same result in a prompt and in a decode step; one below 2^-126 is zero. k is walked in chunks: of each, 32 rows of
-// W stay in the first-level cache, and sums wait in memory for the next one.
+// W and of x stay in the second-level cache, and sums wait in memory for the next one.
 #pragma once
 
 #include "gelu.h"
@@ -15,7 +15,7 @@ namespace antiphon::ANTIPHON_ISA {
 constexpr int64_t kDepth = 32;                        // columns of a tile
 constexpr int64_t kTileElements = kTileRows * kDepth;
 constexpr int64_t kWideRows = 2 * kTileRows;          // of W that meet a pair of blocks of x in four accumulators
-constexpr int64_t kChunkDepths = 16;
+constexpr int64_t kChunkDepths = 144;
 constexpr int64_t kPairSums = 4 * 256;                // [blocks of x][blocks of W][16 rows of W][16 rows of x]
 
 inline int64_t wide_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
