@@ -91,9 +91,10 @@ def test_many_rows_go_to_pytorch_and_no_rows_are_fine(isa):
 WIDE_SHAPES = [
     (17, 33, 64, 17),  # one row and one column past a tile
     (64, 32, 32, 64),  # whole tiles, one depth
-    (40, 70, 544, 23),  # both branches, nothing whole; longer than a chunk of depths
-    (96, 16, 1088, 0),  # second branch alone; half a block of columns; three chunks
+    (40, 70, 4640, 23),  # both branches, nothing whole; longer than a chunk of depths
+    (96, 16, 1088, 0),  # second branch alone; half a block of columns
     (290, 40, 2080, 260),  # a branch whose rows pass in two parts
+    (150, 102, 4640, 149),  # one that does not stay in a cache: several panels at a time, three short chunks
 ]
 
 
@@ -117,10 +118,11 @@ class TestWide:
             print(f"wide linear {shape} {isa}: {100 * used:.0f} % of the error budget")
             assert used <= 1
 
-    def test_a_row_has_the_result_it_has_among_few(self, isa, with_threads):
-        x, weight, bias, _ = build(50, 75, 320, 50, torch.bfloat16)
-        alone = torch.cat([native(x[t : t + 1], weight, bias, 1) for t in range(50)])
-        for rows in (1, 17, 33, 50):
+    @pytest.mark.parametrize(("num_rows", "inputs"), [(50, 320), (145, 4640)], ids=str)
+    def test_a_row_has_the_result_it_has_among_few(self, num_rows, inputs, isa, with_threads):
+        x, weight, bias, _ = build(num_rows, 75, inputs, num_rows, torch.bfloat16)
+        alone = torch.cat([native(x[t : t + 1], weight, bias, 1) for t in range(num_rows)])
+        for rows in (1, 17, 33, num_rows):
             for threads in (1, 2, 3):
                 out = with_threads(threads, lambda rows=rows: wide_linear(x[:rows], weight, bias, rows))
                 assert torch.equal(out, alone[:rows]), (rows, threads)

@@ -75,18 +75,19 @@ void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
 void linear_wide(const LinearWideArgs& a, int index, int count) {
   if (a.k % kDepth) return by_sixteen(a, index, count);
   const auto claim = [&] { return a.next->fetch_add(1, std::memory_order_relaxed); };
-  const int64_t panels = (a.n + kWideRows - 1) / kWideRows;
   float* memory = static_cast<float*>(scratch(wide_memory(max64(a.split, a.num_rows - a.split), a.k)));
   configure_tiles(16);
   const WideProblem problems[] = {branch(a, 0), branch(a, 1)};
   int64_t unit = claim(), first = 0;
   for (const WideProblem& whole : problems) {
     const int64_t step = rows_at_once(whole.num_rows, a.k);
-    for (int64_t row = 0; row < whole.num_rows; row += step, first += panels) {
+    const WideWalk walk = wide_walk(min64(step, whole.num_rows), a.k);
+    const int64_t columns = walk.panels * kWideRows, units = (a.n + columns - 1) / columns;
+    for (int64_t row = 0; row < whole.num_rows; row += step, first += units) {
       const WideProblem p = rows_of(whole, row, step);
-      for (; unit < first + panels; unit = claim()) {
-        const int64_t n = (unit - first) * kWideRows;
-        wide_panel(p, n, min64(kWideRows, a.n - n), Weights(p, n + count * kWideRows), memory);
+      for (; unit < first + units; unit = claim()) {
+        const int64_t n = (unit - first) * columns;
+        wide_panels(p, walk, n, min64(columns, a.n - n), Weights(p, n + count * columns, columns), memory);
       }
     }
   }

@@ -3,8 +3,8 @@
 // 32 rows of W meet 32 rows of x in four accumulator tiles. Tiles of W are loaded as its rows lie. A tile that is not in
 // the first-level cache is waited for line by line, so the next ones, of W and x, are fetched between the products, and
 // so is a later panel of W, from memory. Every output is the same sum in the same order as in linear_amx.h, so a row has
-// the same result in a prompt and in a decode step; one below 2^-126 is zero. k is walked in chunks: of each, 32 rows of
-// W and of x stay in the second-level cache, and sums wait in memory for the next one.
+// the same result in a prompt and in a decode step; one below 2^-126 is zero. k is walked in chunks, which stay in the
+// second-level cache, of W and where all of it would not, of x; sums wait in memory for the next one.
 #pragma once
 
 #include "gelu.h"
@@ -15,7 +15,8 @@ namespace antiphon::ANTIPHON_ISA {
 constexpr int64_t kDepth = 32;                        // columns of a tile
 constexpr int64_t kTileElements = kTileRows * kDepth;
 constexpr int64_t kWideRows = 2 * kTileRows;          // of W that meet a pair of blocks of x in four accumulators
-constexpr int64_t kChunkDepths = 144;
+constexpr int64_t kCachedElements = 5 << 17;          // of x that stay in the second-level cache beside a panel of W
+constexpr int64_t kChunkDepths = 144, kShortChunkDepths = 64, kPanels = 2;
 constexpr int64_t kPairSums = 4 * 256;                // [blocks of x][blocks of W][16 rows of W][16 rows of x]
 
 inline int64_t wide_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -41,12 +42,12 @@ struct WideProblem {
   int64_t num_rows, n, k;
 };
 
-// Weights of the panel from row n on, fetched into the second-level cache little by little.
+// Rows [n, n + rows) of W, fetched into the second-level cache little by little.
 class Weights {
  public:
-  Weights(const WideProblem& p, int64_t n)
+  Weights(const WideProblem& p, int64_t n, int64_t rows)
       : next_(reinterpret_cast<const char*>(p.w + min64(n, p.n) * p.k)),
-        end_(reinterpret_cast<const char*>(p.w + min64(n + kWideRows, p.n) * p.k)) {}
+        end_(reinterpret_cast<const char*>(p.w + min64(n + rows, p.n) * p.k)) {}
   void fetch_some() {
     if (next_ >= end_) return;
     _mm_prefetch(next_, _MM_HINT_T1);
@@ -132,32 +133,51 @@ inline void store_results(const WideProblem& p, int64_t block, int64_t n, int64_
   }
 }
 
-// Bytes that wide_panel needs: its sums, and the last rows of W if they are fewer.
-inline int64_t wide_memory(int64_t num_rows, int64_t k) {
-  return (wide_blocks(num_rows) + 1) / 2 * kPairSums * 4 + kWideRows * k * 2;
+// How W passes by x: so many panels of kWideRows rows at a time, in chunks of so many tiles along k.
+struct WideWalk {
+  int64_t panels, depths;
+};
+
+// Where x does not stay in the second-level cache, a chunk of it does, for several panels.
+inline WideWalk wide_walk(int64_t num_rows, int64_t k) {
+  return num_rows * k <= kCachedElements ? WideWalk{1, kChunkDepths} : WideWalk{kPanels, kShortChunkDepths};
 }
 
-// Rows [n, n + columns) of W, at most kWideRows, for all rows of x.
-inline void wide_panel(const WideProblem& p, int64_t n, int64_t columns, Weights later, float* memory) {
+// Sums of a panel, if they wait for the next chunk.
+inline int64_t panel_sums(int64_t num_rows) { return (wide_blocks(num_rows) + 1) / 2 * kPairSums; }
+
+// Bytes that wide_panels needs: its sums, and the last rows of W if they are fewer.
+inline int64_t wide_memory(int64_t num_rows, int64_t k) {
+  return kPanels * panel_sums(num_rows) * 4 + kWideRows * k * 2;
+}
+
+// Chunk [begin, end) of rows [n, n + columns) of W, at most kWideRows, for all rows of x.
+inline void wide_chunk(const WideProblem& p, const bf16* w, int64_t n, int64_t columns, int64_t begin, int64_t end,
+                       Weights& later, float* sums) {
   const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth;
-  const int64_t step = depths > kChunkDepths ? kPairSums : 0;  // sums of a single chunk need not wait
-  const bf16* w = p.w + n * p.k;
-  if (columns < kWideRows) {
-    bf16* rest = reinterpret_cast<bf16*>(memory + (blocks + 1) / 2 * kPairSums);
-    std::memcpy(rest, w, columns * p.k * 2);
-    std::memset(rest + columns * p.k, 0, (kWideRows - columns) * p.k * 2);
-    w = rest;
+  const int64_t step = begin > 0 || end < depths ? kPairSums : 0;  // sums of a single chunk need not wait
+  for (int64_t b = 0; b < blocks; b += 2, sums += step) {
+    const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
+    run(w + begin * kDepth, p.k, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin, begin == 0, later,
+        sums);
+    if (end < depths) continue;
+    for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, n, columns, sums + 512 * i);
   }
-  for (int64_t begin = 0; begin < depths; begin += kChunkDepths) {
-    const int64_t count = min64(kChunkDepths, depths - begin);
-    float* sums = memory;
-    for (int64_t b = 0; b < blocks; b += 2, sums += step) {
-      const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
-      run(w + begin * kDepth, p.k, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, count, begin == 0, later, sums);
-      if (begin + count < depths) continue;
-      for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, n, columns, sums + 512 * i);
-    }
+}
+
+// Rows [n, n + columns) of W, as many as a walk takes at a time, for all rows of x.
+inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, int64_t columns, Weights later,
+                        float* memory) {
+  const int64_t depths = p.k / kDepth, whole = columns / kWideRows * kWideRows, waiting = panel_sums(p.num_rows);
+  bf16* rest = reinterpret_cast<bf16*>(memory + kPanels * waiting);
+  if (whole < columns) {
+    std::memcpy(rest, p.w + (n + whole) * p.k, (columns - whole) * p.k * 2);
+    std::memset(rest + (columns - whole) * p.k, 0, (whole + kWideRows - columns) * p.k * 2);
   }
+  for (int64_t begin = 0; begin < depths; begin += walk.depths)
+    for (int64_t i = 0; i < columns; i += kWideRows)
+      wide_chunk(p, i < whole ? p.w + (n + i) * p.k : rest, n + i, min64(kWideRows, columns - i), begin,
+                 min64(begin + walk.depths, depths), later, memory + i / kWideRows * waiting);
 }
 
 }  // namespace antiphon::ANTIPHON_ISA
