@@ -50,9 +50,7 @@ class Weights {
         end_(reinterpret_cast<const char*>(p.w + min64(n + rows, p.n) * p.k)) {}
   void fetch_some() {
     if (next_ >= end_) return;
-    _mm_prefetch(next_, _MM_HINT_T1);
-    _mm_prefetch(next_ + 64, _MM_HINT_T1);
-    next_ += 128;
+    for (int64_t i = 0; i < 3; ++i, next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
   }
 
  private:
