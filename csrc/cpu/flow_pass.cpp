@@ -10,7 +10,7 @@
 namespace antiphon {
 namespace {
 
-constexpr int64_t kCountersPerLayer = 17, kCountersOutside = 9;
+constexpr int64_t kCountersPerLayer = 16, kCountersOutside = 8;
 
 }  // namespace
 

@@ -50,15 +50,26 @@ inline vf exp2_coarse(vf x) {
   return scale_by_power_of_two(fmadd(p, f, set1(1.0f)), n);
 }
 
-// exp(scale * (score - top)), score <= top; exactly 1 where they are equal. `factor` is weight_factor<T>(scale).
+// The same to 1e-7.
+inline vf exp2_fine(vf x) {
+  x = max(x, set1(-126.0f));
+  const vf n = nearest(x), f = sub(x, n);
+  vf p = set1(1.53533620e-4f);
+  p = fmadd(p, f, set1(1.33988750e-3f));
+  p = fmadd(p, f, set1(9.61843692e-3f));
+  p = fmadd(p, f, set1(5.55033237e-2f));
+  p = fmadd(p, f, set1(2.40226477e-1f));
+  p = fmadd(p, f, set1(6.93147182e-1f));
+  return scale_by_power_of_two(fmadd(p, f, set1(1.0f)), n);
+}
+
+// exp(scale * (score - top)), score <= top; exactly 1 where they are equal. `factor` is weight_factor(scale).
 template <class T>
-inline vf weight(vf score, vf top, vf factor);
-template <>
-inline vf weight<float>(vf score, vf top, vf factor) { return exp(mul(sub(score, top), factor)); }
-template <>
-inline vf weight<bf16>(vf score, vf top, vf factor) { return exp2_coarse(mul(sub(score, top), factor)); }
-template <class T>
-inline float weight_factor(float scale) { return sizeof(T) == 2 ? scale * 1.44269504f : scale; }
+inline vf weight(vf score, vf top, vf factor) {
+  const vf x = mul(sub(score, top), factor);
+  return sizeof(T) == 2 ? exp2_coarse(x) : exp2_fine(x);
+}
+inline float weight_factor(float scale) { return scale * 1.44269504f; }
 
 // 1 where the lane sees the key, else 0.
 inline vf visible(vf ends, int64_t key) {
@@ -161,7 +172,7 @@ inline void attend(const Problem& p, const Stored* keys, int64_t stride, int64_t
     start_lanes(p, row, rows, block.lanes(g));
     last = max64(last, block.lanes(g).last_end);
   }
-  const float factor = weight_factor<T>(p.scale);
+  const float factor = weight_factor(p.scale);
   for (int64_t first = 0; first < last; first += kKeyBlock, keys += stride)
     for (int64_t g = 0; g < groups; g += 2)
       g + 1 < groups ? attend_block<2>(block, keys, g, first, factor) : attend_block<1>(block, keys, g, first, factor);

@@ -26,10 +26,12 @@ class VectorBlock {
   template <class Problem>
   void load_queries(const Problem& p, int64_t row, int64_t rows, int64_t group) {
     float* to = queries_ + group * padded_ * VF;
-    std::memset(to, 0, padded_ * VF * 4);
-    for (int64_t i = 0; i < rows; ++i) {
-      const T* q = p.query(row + i);
-      for (int64_t d = 0; d < dim_; ++d) to[d * VF + i] = widen(q[d]);
+    for (int64_t d = 0; d < padded_; d += VF) {
+      vf values[VF];
+      for (int64_t i = 0; i < VF; ++i)
+        values[i] = i < rows && d < dim_ ? load_upto(p.query(row + i) + d, min64(VF, dim_ - d)) : set1(0.0f);
+      transpose(values);
+      for (int64_t k = 0; k < min64(VF, padded_ - d); ++k) store(to + (d + k) * VF, values[k]);
     }
   }
 
@@ -107,15 +109,13 @@ class VectorBlock {
   template <class Problem>
   void store_rows(const Problem& p, int64_t row, int64_t rows, int64_t group) {
     const float* from = sums_ + group * padded_ * VF;
-    for (int64_t i = 0; i < rows; ++i) {
-      T* out = p.output(row + i);
-      const float norm = 1.0f / lanes_[group].total[i];
-      for_vectors(dim_, [&](int64_t d, int64_t n) {
-        float lanes[VF] = {};
-        for (int64_t k = 0; k < n; ++k) lanes[k] = from[(d + k) * VF + i] * norm;
-        store_upto(out + d, load(lanes), n);
-      });
-    }
+    const vf norm = div(set1(1.0f), load(lanes_[group].total));
+    for_vectors(dim_, [&](int64_t d, int64_t n) {
+      vf values[VF];
+      for (int64_t k = 0; k < VF; ++k) values[k] = k < n ? mul(load(from + (d + k) * VF), norm) : set1(0.0f);
+      transpose(values);
+      for (int64_t i = 0; i < rows; ++i) store_upto(p.output(row + i) + d, values[i], n);
+    });
   }
 
  private:
