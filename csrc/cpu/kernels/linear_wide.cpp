@@ -88,7 +88,7 @@ void linear_wide(const LinearWideArgs& a, int index, int count) {
       const WideProblem p = rows_of(whole, row, step);
       for (; unit < first + units; unit = claim()) {
         const int64_t n = (unit - first) * columns;
-        wide_panels(p, walk, n, min64(columns, a.n - n), Weights(p, n + count * columns, ahead), memory);
+        wide_panels(p, walk, n, min64(columns, a.n - n), rows_ahead(p, n + count * columns, ahead), memory);
       }
     }
   }

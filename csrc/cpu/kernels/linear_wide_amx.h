@@ -9,6 +9,7 @@
 
 #include "gelu.h"
 #include "tiles.h"
+#include "weights_ahead.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
@@ -42,25 +43,20 @@ struct WideProblem {
   int64_t num_rows, n, k;
 };
 
-// Rows [n, n + rows) of W, fetched into the second-level cache little by little.
-class Weights {
- public:
-  Weights(const WideProblem& p, int64_t n, int64_t rows)
-      : next_(reinterpret_cast<const char*>(p.w + min64(n, p.n) * p.k)),
-        end_(reinterpret_cast<const char*>(p.w + min64(n + rows, p.n) * p.k)) {}
-  void fetch_some() {
-    if (next_ >= end_) return;
-    for (int64_t i = 0; i < 3; ++i, next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
-  }
-
- private:
-  const char *next_, *end_;
-};
+// Rows [n, n + rows) of W, three lines a step: more, up to all of them in time, was no faster.
+inline WeightsAhead rows_ahead(const WideProblem& p, int64_t n, int64_t rows) {
+  WeightsAhead ahead;
+  ahead.w = reinterpret_cast<const char*>(p.w + min64(n, p.n) * p.k);
+  ahead.row_bytes = max64(0, min64(rows, p.n - n)) * p.k * 2;
+  ahead.rows = ahead.row_bytes > 0;
+  ahead.lines = 3;
+  return ahead;
+}
 
 // Sums of 32 rows of W, `stride` elements apart, times one or two blocks of x, += over `depths` of k.
 template <int kBlocks>
 inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, int64_t depths, bool first,
-                       Weights& later, float* sums) {
+                       WeightsAhead& later, float* sums) {
   first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
   const bf16* other = w + kTileRows * stride;
   for (int64_t i = 0; i < depths; ++i, w += kDepth, other += kDepth, x += kTileElements) {
@@ -72,7 +68,7 @@ inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, 
     _tile_loadd(5, other, 2 * stride);
     _tile_dpbf16ps(1, 5, 6);
     fetch_tile(x + kTileElements);
-    later.fetch_some();
+    later.fetch();
     if constexpr (kBlocks == 2) {
       _tile_loadd(7, x + kTileRows * k, 64);
       _tile_dpbf16ps(2, 4, 7);
@@ -151,7 +147,7 @@ inline int64_t wide_memory(int64_t num_rows, int64_t k) {
 
 // Chunk [begin, end) of rows [n, n + columns) of W, at most kWideRows, for all rows of x.
 inline void wide_chunk(const WideProblem& p, const bf16* w, int64_t n, int64_t columns, int64_t begin, int64_t end,
-                       Weights& later, float* sums) {
+                       WeightsAhead& later, float* sums) {
   const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth;
   const int64_t step = begin > 0 || end < depths ? kPairSums : 0;  // sums of a single chunk need not wait
   for (int64_t b = 0; b < blocks; b += 2, sums += step) {
@@ -164,7 +160,7 @@ inline void wide_chunk(const WideProblem& p, const bf16* w, int64_t n, int64_t c
 }
 
 // Rows [n, n + columns) of W, as many as a walk takes at a time, for all rows of x.
-inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, int64_t columns, Weights later,
+inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, int64_t columns, WeightsAhead later,
                         float* memory) {
   const int64_t depths = p.k / kDepth, whole = columns / kWideRows * kWideRows, waiting = panel_sums(p.num_rows);
   bf16* rest = reinterpret_cast<bf16*>(memory + kPanels * waiting);
