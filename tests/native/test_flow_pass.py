@@ -203,6 +203,10 @@ def test_refuses_what_it_cannot_run(isa):
     assert not bound.fits(batch_of([(0, 0, 0)]))
     with ak.use_backend("reference"):
         assert not bound.fits(batch)
+    x, time, condition, _, window = inputs(dit, batch)
+    for steps, widths in ((1, ()), (1, (0.5, 0.5)), (2, (0.5,))):
+        with pytest.raises(ValueError, match=f"got {steps} for {len(widths)}"):
+            bound.integrate(x, (time + condition).expand(steps, -1, -1), batch, window.keys, window.values, widths)
     assert not available_for(dit.config, build_dit(torch.float16)._dense)
     odd = SimpleNamespace(**{**vars(CONFIG), "hidden_size": 72, "head_dim": 36})
     assert not available_for(odd, build_dit(torch.bfloat16, odd)._dense)

@@ -102,7 +102,12 @@ class FlowPass:
         """The state after Euler steps of ``widths`` from x [T, num_mels]; modulation [steps, T / frames_per_token, hidden].
 
         The modulations of all steps are made at once, so that their weights are read once.
+
+        Raises:
+            ValueError: no steps, or modulations of another number of them.
         """
+        if not 0 < len(widths) == len(modulation):
+            raise ValueError(f"expected modulations of 1 or more steps, one for each width; got {len(modulation)} for {len(widths)}")
         return self._run(x, modulation, batch, keys, values, widths)
 
     def fill(
