@@ -23,7 +23,7 @@ from .text import TextTokenizer
 logger = logging.getLogger(__name__)
 
 SMALL_MODEL_PARAMETERS = 200_000_000
-"""Below this many parameters ``auto`` keeps float32 on a CPU: bfloat16 pays there with AMX only (docs/cpu.md)."""
+"""Below this many parameters ``auto`` keeps float32 on a CPU, although bfloat16 is faster with AMX (docs/cpu.md)."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
