@@ -8,6 +8,7 @@
 #pragma once
 
 #include "gelu.h"
+#include "results_ahead.h"
 #include "tiles.h"
 #include "weights_ahead.h"
 
@@ -56,7 +57,7 @@ inline WeightsAhead rows_ahead(const WideProblem& p, int64_t n, int64_t rows) {
 // Sums of 32 rows of W, `stride` elements apart, times one or two blocks of x, += over `depths` of k.
 template <int kBlocks>
 inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, int64_t depths, bool first,
-                       WeightsAhead& later, float* sums) {
+                       WeightsAhead& later, ResultsAhead results, float* sums) {
   first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
   const bf16* other = w + kTileRows * stride;
   for (int64_t i = 0; i < depths; ++i, w += kDepth, other += kDepth, x += kTileElements) {
@@ -69,6 +70,7 @@ inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, 
     _tile_dpbf16ps(1, 5, 6);
     fetch_tile(x + kTileElements);
     later.fetch();
+    results.fetch();
     if constexpr (kBlocks == 2) {
       _tile_loadd(7, x + kTileRows * k, 64);
       _tile_dpbf16ps(2, 4, 7);
@@ -127,6 +129,14 @@ inline void store_results(const WideProblem& p, int64_t block, int64_t n, int64_
   }
 }
 
+// Where the results of one or two blocks of x go.
+inline ResultsAhead results_ahead(const WideProblem& p, int64_t block, int64_t n, int64_t steps) {
+  const int64_t row = block * kTileRows, rows = min64(kWideRows, p.num_rows - row), of_block = kTileRows * p.n * 2;
+  if (p.activation != Activation::none)
+    return {p.packed_out + row * p.n + n / kDepth * kTileElements, kTileBytes, of_block, rows, steps};
+  return {p.out + row * p.n + n, p.n * 2, of_block, rows, steps};
+}
+
 // How W passes by x: so many panels of kWideRows rows at a time, in chunks of so many tiles along k.
 struct WideWalk {
   int64_t panels, depths;
@@ -152,9 +162,10 @@ inline void wide_chunk(const WideProblem& p, const bf16* w, int64_t n, int64_t c
   const int64_t step = begin > 0 || end < depths ? kPairSums : 0;  // sums of a single chunk need not wait
   for (int64_t b = 0; b < blocks; b += 2, sums += step) {
     const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
+    const bool ends = end == depths;
     run(w + begin * kDepth, p.k, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin, begin == 0, later,
-        sums);
-    if (end < depths) continue;
+        ends ? results_ahead(p, b, n, end - begin) : ResultsAhead(), sums);
+    if (!ends) continue;
     for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, n, columns, sums + 512 * i);
   }
 }
