@@ -90,6 +90,16 @@ inline vf load_upto(const T* p, int64_t n) { return n == VF ? load(p) : load_n(p
 template <class T>
 inline void store_upto(T* p, vf v, int64_t n) { n == VF ? store(p, v) : store_n(p, v, n); }
 
+// Lane j: element (i + j) ^ 1 of p, for even n.
+template <class T>
+inline vf load_swapped(const T* p, int64_t i, int64_t n) {
+#if defined(__AVX2__)
+  return swap_neighbours(load_upto(p + i, n));
+#else
+  return load_upto(p + (i ^ 1), n);
+#endif
+}
+
 // e^x to 2 ulp for -87.3 < x < 88.3, clamped outside (so never inf, never denormal).
 inline vf exp(vf x) {
   x = max(min(x, set1(88.3f)), set1(-87.3f));
@@ -107,6 +117,6 @@ inline vf exp(vf x) {
 }
 
 // x / (1 + e^-x)
-inline vf silu(vf x) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
+inline vf silu(vf x) { return mul(x, inverse(add(set1(1.0f), exp(sub(set1(0.0f), x))))); }
 
 }  // namespace antiphon::ANTIPHON_ISA

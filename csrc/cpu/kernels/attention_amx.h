@@ -74,7 +74,7 @@ class TileBlock {
     float* scores = scores_ + which * kKeyBlock * 16;
     bf16* to = weights_ + which * kKeyBlock * 16;
     soften<bf16, kMasked>(lanes_[group], scores, first, n, factor,
-                          [&](int64_t j, vf a, vf b) { _mm512_store_si512(to + j * 16, pairs(a, b)); });
+                          [&](int64_t j, vf a, vf b) { _mm512_store_si512(to + j * 16, interleave(round_pair(a, b))); });
   }
 
   template <int kGroups>
@@ -117,14 +117,6 @@ class TileBlock {
   static __m512i dims_at(const bf16* row, int64_t depth, int64_t dim) {
     const int64_t left = dim - 32 * depth;
     return left >= 32 ? Dot<bf16>::load(row + 32 * depth) : Dot<bf16>::load_n(row + 32 * depth, left);
-  }
-
-  // Pairs of bfloat16 [16][2] of two vectors.
-  static __m512i pairs(vf a, vf b) {
-    const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, both);
   }
 
   // 32 dims of up to 32 keys, transposed.

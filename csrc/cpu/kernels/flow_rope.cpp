@@ -16,14 +16,10 @@ void spread(const float* cos, const float* sin, int64_t half, float* cosines, fl
 }
 
 template <class T>
-void rotate_pairs(const T* x, const float* cosines, const float* sines, T* swapped, T* out, int64_t dim) {
-  for (int64_t i = 0; i < dim; i += 2) {
-    swapped[i] = x[i + 1];
-    swapped[i + 1] = x[i];
-  }
+void rotate_pairs(const T* x, const float* cosines, const float* sines, T* out, int64_t dim) {
   for_vectors(dim, [&](int64_t i, int64_t n) {
     const vf straight = mul(load_upto(x + i, n), load_upto(cosines + i, n));
-    store_upto(out + i, add(straight, mul(load_upto(swapped + i, n), load_upto(sines + i, n))), n);
+    store_upto(out + i, add(straight, mul(load_swapped(x, i, n), load_upto(sines + i, n))), n);
   });
 }
 
@@ -31,15 +27,14 @@ template <class T>
 void run(const FlowRopeArgs& a, int index, int count) {
   const int64_t dim = a.head_dim, width = a.num_heads * dim;
   const Range range = partition(a.num_rows, 1, index, count);
-  float* cosines = static_cast<float*>(scratch(2 * dim * 4 + dim * static_cast<int64_t>(sizeof(T))));
+  float* cosines = static_cast<float*>(scratch(2 * dim * 4));
   float* sines = cosines + dim;
-  T* swapped = reinterpret_cast<T*>(sines + dim);
   for (int64_t t = range.begin; t < range.end; ++t) {
     const T* qkv = static_cast<const T*>(a.qkv) + t * a.qkv_stride;
     spread(a.cos + a.positions[t] * (dim / 2), a.sin + a.positions[t] * (dim / 2), dim / 2, cosines, sines);
     for (int64_t i = 0; i < width; i += dim) {
-      rotate_pairs(qkv + i, cosines, sines, swapped, static_cast<T*>(a.q) + t * width + i, dim);
-      rotate_pairs(qkv + width + i, cosines, sines, swapped, static_cast<T*>(a.k) + t * width + i, dim);
+      rotate_pairs(qkv + i, cosines, sines, static_cast<T*>(a.q) + t * width + i, dim);
+      rotate_pairs(qkv + width + i, cosines, sines, static_cast<T*>(a.k) + t * width + i, dim);
     }
     std::memcpy(static_cast<T*>(a.v) + t * width, qkv + 2 * width, width * sizeof(T));
   }

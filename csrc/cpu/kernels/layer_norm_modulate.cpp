@@ -6,23 +6,28 @@
 namespace antiphon::ANTIPHON_ISA {
 namespace {
 
+// Sum of f of every element, of the last few one by one. Four sums side by side, for each waits for its last addition.
+template <class T, class F, class G>
+float sum_of(const T* x, int64_t n, const F& f, const G& one) {
+  vf sums[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
+  int64_t i = 0;
+  for (; i + 4 * VF <= n; i += 4 * VF)
+    for (int64_t j = 0; j < 4; ++j) sums[j] = add(sums[j], f(load(x + i + j * VF)));
+  for (; i + VF <= n; i += VF) sums[0] = add(sums[0], f(load(x + i)));
+  float sum = hsum(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+  for (; i < n; ++i) sum += one(widen(x[i]));
+  return sum;
+}
+
 template <class T, class Gain>
 void row(const T* x, const T* shift, const T* scale, T* out, int64_t hidden, float eps, const Gain& gain) {
   const float count = static_cast<float>(hidden);
-  vf sum = set1(0.0f), squares = set1(0.0f);
-  for_vectors(hidden, [&](int64_t i, int64_t n) { sum = add(sum, load_upto(x + i, n)); });
-  const vf mean = set1(hsum(sum) / count);
-  const int64_t whole = hidden / VF * VF;
-  for (int64_t i = 0; i < whole; i += VF) {
-    const vf d = sub(load(x + i), mean);
-    squares = fmadd(d, d, squares);
-  }
-  float tail = 0.0f;
-  for (int64_t i = whole; i < hidden; ++i) {
-    const float d = widen(x[i]) - hsum(sum) / count;
-    tail += d * d;
-  }
-  const vf factor = set1(1.0f / std::sqrt((hsum(squares) + tail) / count + eps));
+  const float average = sum_of(x, hidden, [](vf v) { return v; }, [](float v) { return v; }) / count;
+  const vf mean = set1(average);
+  const float squares = sum_of(
+      x, hidden, [&](vf v) { return mul(sub(v, mean), sub(v, mean)); },
+      [&](float v) { return (v - average) * (v - average); });
+  const vf factor = set1(1.0f / std::sqrt(squares / count + eps));
   for_vectors(hidden, [&](int64_t i, int64_t n) {
     const vf normed = mul(sub(load_upto(x + i, n), mean), factor);
     store_upto(out + i, fmadd(normed, gain(load_upto(scale + i, n)), load_upto(shift + i, n)), n);

@@ -81,9 +81,6 @@ inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, 
   store_sums<kBlocks>(sums, 256, 2 * 256);
 }
 
-// Two vectors of floats, one behind the other.
-inline __m512i round_pair(vf low, vf high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
-
 // out[t][0, columns) = sums[.., t] + bias, of up to 32 columns.
 inline void store_rows(const float* sums, const bf16* bias, int64_t rows, int64_t columns, bf16* out, int64_t stride) {
   __m512i v[2][16];
@@ -109,13 +106,7 @@ inline void store_tile(const float* sums, const bf16* bias, bf16* out) {
     const vf sum = add(load(sums + 16 * i), set1(bias ? widen(bias[i]) : 0.0f));
     return kActivation(from_bf16(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum))));
   };
-  const __m512i lower = _mm512_set1_epi32(0xffff);
-  for (int64_t i = 0; i < 32; i += 2) {
-    const __m512i words = round_pair(result(i), result(i + 1));
-    const __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words));
-    const __m512i odd = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1));
-    _mm512_store_si512(out + 16 * i, _mm512_or_si512(_mm512_and_si512(even, lower), _mm512_slli_epi32(odd, 16)));
-  }
+  for (int64_t i = 0; i < 32; i += 2) _mm512_store_si512(out + 16 * i, interleave(round_pair(result(i), result(i + 1))));
 }
 
 // Results of rows [n, n + columns) of W, at most 32, for one block of x.

@@ -36,6 +36,16 @@ inline void fetch_tile(const void* tile, int64_t stride = kTileBytes) {
   for (int64_t i = 0; i < kTileRows; ++i) prefetch(static_cast<const char*>(tile) + i * stride);
 }
 
+// Two vectors of floats as bfloat16, one behind the other; below 2^-126 zero.
+inline __m512i round_pair(vf low, vf high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
+
+// [2][16] bfloat16 → [16][2], as rows of pairs of depths meet in a tile.
+inline __m512i interleave(__m512i pair) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, pair);
+}
+
 // Sums of two blocks of 16 by two in tiles 0 to 3, of one by two in 0 and 1: tile 1 is `second` elements behind tile 0 in
 // memory, the second pair `pair` elements behind the first.
 template <int kBlocks>
