@@ -111,7 +111,8 @@ class PlainPipeline:
 
     def __init__(self, runtime: Runtime, watch: Stopwatch):
         self.runtime, self.watch = runtime, watch
-        self.flow = PlainFlow(runtime.config.flow, runtime.flow.weights)
+        flow = {name: weight.contiguous() for name, weight in runtime.flow.weights.items()}
+        self.flow = PlainFlow(runtime.config.flow, flow)
         self.vocoder = PlainGenerator(runtime.config.vocoder, runtime.vocoder.weights)
         self.vocoder.dtype, self.vocoder.device = runtime.vocoder.dtype, runtime.vocoder.device
         watch.around(self.flow, "integrate", "flow")

@@ -22,17 +22,17 @@ uint64_t read_probe(Address data, int64_t bytes) {
   return total;
 }
 
-void linear(int dtype, Address x, int64_t x_stride, Address weight, Address bias, Address out, int64_t num_rows,
-            int64_t split, int64_t n, int64_t k) {
-  launch(kernels().linear, LinearArgs{static_cast<DType>(dtype), at(x), x_stride, at(weight), at(bias), at(out),
-                                      num_rows, split, n, k});
+void linear(int dtype, Address x, int64_t x_stride, Address weight, int64_t w_stride, Address bias, Address out,
+            int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+  launch(kernels().linear, LinearArgs{static_cast<DType>(dtype), at(x), x_stride, at(weight), w_stride, at(bias),
+                                      at(out), num_rows, split, n, k});
 }
 
-void linear_wide(Address x, int64_t x_stride, Address weight, Address bias, Address out, Address workspace,
-                 int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+void linear_wide(Address x, int64_t x_stride, Address weight, int64_t w_stride, Address bias, Address out,
+                 Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
   std::atomic<int64_t> next{0};
-  const LinearWideArgs args{at<bf16>(x), x_stride, at<bf16>(weight), at<bf16>(bias), at<bf16>(out),
-                            at<bf16>(workspace), &next, num_rows, split, n, k};
+  const LinearWideArgs args{at<bf16>(x), x_stride, at<bf16>(weight), w_stride, at<bf16>(bias),
+                            at<bf16>(out), at<bf16>(workspace), &next, num_rows, split, n, k};
   launch(kernels().linear_wide_pack, args);
   launch(kernels().linear_wide, args);
 }

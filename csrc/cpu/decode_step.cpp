@@ -64,7 +64,7 @@ struct DecodeStep::Thread {
       phase(kernel.linear_int4, LinearInt4Args{m.dtype, x, k, static_cast<const uint8_t*>(w.weight),
                                                static_cast<const bf16*>(w.scale), bias, out, rows, split, n, k});
     else
-      phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, bias, out, rows, split, n, k});
+      phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, k, bias, out, rows, split, n, k});
   }
 
   void gather(const char* x, const char* residual, const int64_t* rows, char* out, int64_t num_rows) const {

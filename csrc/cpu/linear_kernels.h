@@ -14,7 +14,8 @@ struct LinearArgs {
   DType dtype;
   const void* x;       // [num_rows, k], rows x_stride apart; num_rows <= kMaxSkinnyRows
   int64_t x_stride;
-  const void* weight;  // [branches, n, k]
+  const void* weight;  // [branches, n, k], rows w_stride apart
+  int64_t w_stride;
   const void* bias;    // [branches, n] or null
   void* out;           // [num_rows, n]
   int64_t num_rows, split, n, k;
@@ -25,7 +26,8 @@ enum class Activation { none, gelu_tanh, gelu_exact };
 struct LinearWideArgs {
   const bf16* x;       // [num_rows, k], rows x_stride apart
   int64_t x_stride;
-  const bf16* weight;  // [branches, n, k]
+  const bf16* weight;  // [branches, n, k], rows w_stride apart
+  int64_t w_stride;
   const bf16* bias;    // [branches, n] or null
   bf16* out;           // [num_rows, n]
   bf16* workspace;     // linear_wide_workspace() elements, filled by linear_wide_pack

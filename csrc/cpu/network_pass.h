@@ -14,9 +14,10 @@
 namespace antiphon {
 
 // y = x W^T + bias. bfloat16: W row-major as `linear_wide` takes it, no scales; float32: digits and scales of
-// `linear_fixed_weight`.
+// `linear_fixed_weight`, no stride.
 struct PassLinear {
   const void* weight;
+  int64_t w_stride;
   const float* scales;
   const void* bias;  // [n]
   int64_t n, k;
@@ -77,7 +78,7 @@ struct PassThread {
                                 reinterpret_cast<int8_t*>(to.tiles.data()) + linear_fixed_bytes(row, k),
                                 to.scales.data() + row, nullptr, n, 0, k}, 0, 1);
     else
-      kernel.linear_wide_pack({reinterpret_cast<const bf16*>(block), stride, nullptr, nullptr, nullptr,
+      kernel.linear_wide_pack({reinterpret_cast<const bf16*>(block), stride, nullptr, 0, nullptr, nullptr,
                                reinterpret_cast<bf16*>(to.tiles.data()) + row * k, nullptr, n, n, 0, k}, 0, 1);
   }
   void pack(const void* x, int64_t row, int64_t n, int64_t k, const PassOperand& to) const {
@@ -95,7 +96,7 @@ struct PassThread {
                            reinterpret_cast<int8_t*>(packed.tiles.data()), packed.scales.data(), claimed, num_rows, w.n,
                            w.k}, index, count);
     else
-      kernel.linear_wide({static_cast<const bf16*>(x), stride, static_cast<const bf16*>(w.weight),
+      kernel.linear_wide({static_cast<const bf16*>(x), stride, static_cast<const bf16*>(w.weight), w.w_stride,
                           static_cast<const bf16*>(w.bias), static_cast<bf16*>(out),
                           reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows, num_rows, w.n, w.k,
                           activation, packed_out ? reinterpret_cast<bf16*>(packed_out->tiles.data()) : nullptr}, index,

@@ -38,6 +38,11 @@ def native(*args) -> torch.Tensor:
         return ak.linear(*args)
 
 
+def apart(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` with something between its rows that is not to be read."""
+    return torch.cat((weight, torch.full_like(weight[..., :32], torch.nan)), dim=-1)[..., : weight.shape[-1]]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -80,6 +85,7 @@ def test_unaligned_and_strided_inputs(dtype, isa):
     columns_apart = torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0]
     for other in (rows_apart, columns_apart):
         assert torch.equal(native(other, shifted, bias, split), expected)
+    assert torch.equal(native(x, apart(weight), bias, split), expected)
 
 
 def test_many_rows_go_to_pytorch_and_no_rows_are_fine(isa):
@@ -131,7 +137,9 @@ class TestWide:
         x, weight, bias, split = build(40, 70, 544, 23, torch.bfloat16)
         shifted = torch.cat((weight.new_zeros(1), weight.flatten()))[1:].view(weight.shape)
         rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :544]
-        assert torch.equal(wide_linear(rows_apart, shifted, bias, split), wide_linear(x, weight, bias, split))
+        expected = wide_linear(x, weight, bias, split)
+        assert torch.equal(wide_linear(rows_apart, shifted, bias, split), expected)
+        assert torch.equal(wide_linear(x, apart(weight), bias, split), expected)
 
     def test_numbers_that_are_none_stay_in_their_row(self, isa):
         x, weight, bias, split = build(20, 33, 64, 20, torch.bfloat16)

@@ -180,16 +180,6 @@ inline int64_t sequence_of(const int64_t* totals, int64_t at) {
   return s;
 }
 
-template <class Problem>
-inline void fetch_keys(const Problem& p, int64_t first, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(typename Problem::Element);
-  for (int64_t j = 0; j < n; ++j)
-    for (int64_t d = 0; d < p.head_dim; d += kLine) {
-      prefetch(p.key(first + j) + d);
-      prefetch(p.value(first + j) + d);
-    }
-}
-
 // All rows of all sequences. problem(sequence, head) says where they lie and has `rows` and `keys`, how many there are.
 // Threads first claim steps of keys of all heads, for heads are neighbours in memory, then chunks of the rows of one
 // head, the last and under a causal mask longest chunk first.
@@ -206,7 +196,6 @@ inline void attend_all(const AttentionPlan& plan, int count, const F& problem) {
     for (int64_t h = 0; h < heads; ++h) {
       const auto p = problem(s, h);
       const int64_t first = block * kKeyBlock + at, n = min64(kKeyStep, p.keys - first);
-      if (h + 2 < heads) fetch_keys(problem(s, h + 2), first, n);
       if (n > 0) Block::pack(p, first, n, packed + (plan.first_block[s] * heads + h * blocks + block) * stride, at);
     }
   });

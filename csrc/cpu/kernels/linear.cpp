@@ -23,7 +23,7 @@ constexpr int64_t kPrefetchBytes = 1024;
 template <class T>
 struct Problem {
   const T* x;
-  int64_t x_stride;
+  int64_t x_stride, w_stride;
   int64_t num_rows, k;
 };
 
@@ -69,7 +69,7 @@ template <class T, int R>
 void block(const Problem<T>& p, const T* w, const T* bias, T* out, int64_t out_stride) {
   vf acc[kMaxSkinnyRows / kCols][kRows][kCols];
   const T* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = w + r * p.k;
+  for (int r = 0; r < R; ++r) rows[r] = w + r * p.w_stride;
   const int64_t groups = (p.num_rows + kCols - 1) / kCols;
   for (int64_t g = 0; g < groups; ++g)
     for (int r = 0; r < R; ++r)
@@ -92,19 +92,19 @@ void block(const Problem<T>& p, const T* w, const T* bias, T* out, int64_t out_s
 template <class T>
 void branch(const LinearArgs& a, int which, int64_t begin, int64_t end) {
   const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
-  const Problem<T> p{static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, last - first, a.k};
-  const T* w = static_cast<const T*>(a.weight) + which * a.n * a.k;
+  const Problem<T> p{static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, a.w_stride, last - first, a.k};
+  const T* w = static_cast<const T*>(a.weight) + which * a.n * a.w_stride;
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + which * a.n : nullptr;
   T* out = static_cast<T*>(a.out) + first * a.n;
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == sizeof(bf16)) {
     auto* pairs = static_cast<uint32_t*>(scratch((p.k + kTileK) * 2 * p.num_rows));
-    return tile_linear(p.x, p.x_stride, p.num_rows, w, p.k, bias, out, a.n, begin, end, pairs);
+    return tile_linear(p.x, p.x_stride, p.num_rows, w, p.w_stride, p.k, bias, out, a.n, begin, end, pairs);
   }
 #endif
   int64_t n = begin;
-  for (; n + kRows <= end; n += kRows) block<T, kRows>(p, w + n * a.k, bias ? bias + n : nullptr, out + n, a.n);
-  for (; n < end; ++n) block<T, 1>(p, w + n * a.k, bias ? bias + n : nullptr, out + n, a.n);
+  for (; n + kRows <= end; n += kRows) block<T, kRows>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
+  for (; n < end; ++n) block<T, 1>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
 }
 
 template <class T>

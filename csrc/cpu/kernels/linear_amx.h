@@ -31,10 +31,10 @@ inline void copy_partial_tile(const bf16* w, int64_t stride, int64_t rows, int64
   for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kTileK, w + r * stride, columns * sizeof(bf16));
 }
 
-// Two blocks of 16 whole rows of W.
-inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int64_t num_rows, float (*sums)[256]) {
-  const int64_t stride = k * 2, whole = k / kTileK, x_stride = 4 * num_rows;
-  const bf16* other = w + kTileRows * k;
+// Two blocks of 16 whole rows of W, `w_stride` elements apart.
+inline void tile_block_pair(const bf16* w, int64_t w_stride, int64_t k, const uint32_t* pairs, int64_t num_rows, float (*sums)[256]) {
+  const int64_t stride = w_stride * 2, whole = k / kTileK, x_stride = 4 * num_rows;
+  const bf16* other = w + kTileRows * w_stride;
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < whole; ++i) {
@@ -47,8 +47,8 @@ inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int
   }
   if (whole * kTileK < k) {
     alignas(64) bf16 partial[2][kTileRows * kTileK];
-    copy_partial_tile(w + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[0]);
-    copy_partial_tile(other + whole * kTileK, k, kTileRows, k - whole * kTileK, partial[1]);
+    copy_partial_tile(w + whole * kTileK, w_stride, kTileRows, k - whole * kTileK, partial[0]);
+    copy_partial_tile(other + whole * kTileK, w_stride, kTileRows, k - whole * kTileK, partial[1]);
     order_tiles();
     _tile_loadd(6, pairs + whole * kTileK / 2 * num_rows, x_stride);
     _tile_loadd(4, partial[0], 64);
@@ -62,11 +62,11 @@ inline void tile_block_pair(const bf16* w, int64_t k, const uint32_t* pairs, int
 }
 
 // One block of `rows` <= 16 rows of W.
-inline void tile_block(const bf16* w, int64_t rows, int64_t k, const uint32_t* pairs, int64_t num_rows, float* sums) {
+inline void tile_block(const bf16* w, int64_t w_stride, int64_t rows, int64_t k, const uint32_t* pairs, int64_t num_rows, float* sums) {
   alignas(64) bf16 partial[kTileRows * kTileK];
   _tile_zero(0);
   for (int64_t begin = 0; begin < k; begin += kTileK) {
-    copy_partial_tile(w + begin, k, rows, min64(kTileK, k - begin), partial);
+    copy_partial_tile(w + begin, w_stride, rows, min64(kTileK, k - begin), partial);
     order_tiles();
     _tile_loadd(6, pairs + begin / 2 * num_rows, 4 * num_rows);
     _tile_loadd(4, partial, 64);
@@ -77,16 +77,16 @@ inline void tile_block(const bf16* w, int64_t rows, int64_t k, const uint32_t* p
 }
 
 // Rows [begin, end) of one branch's W against x; pairs: scratch of ceil(k / 32) * 64 * num_rows bytes.
-inline void tile_linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* w, int64_t k, const bf16* bias,
-                        bf16* out, int64_t out_stride, int64_t begin, int64_t end, uint32_t* pairs) {
+inline void tile_linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* w, int64_t w_stride, int64_t k,
+                        const bf16* bias, bf16* out, int64_t out_stride, int64_t begin, int64_t end, uint32_t* pairs) {
   interleave_pairs(x, x_stride, num_rows, k, pairs);
   order_tiles();
   configure_tiles(num_rows);
   alignas(64) float sums[2][256];
   for (int64_t n = begin; n < end;) {
     const int64_t rows = n + 2 * kTileRows <= end ? 2 * kTileRows : min64(kTileRows, end - n);
-    if (rows == 2 * kTileRows) tile_block_pair(w + n * k, k, pairs, num_rows, sums);
-    else tile_block(w + n * k, rows, k, pairs, num_rows, sums[0]);
+    if (rows == 2 * kTileRows) tile_block_pair(w + n * w_stride, w_stride, k, pairs, num_rows, sums);
+    else tile_block(w + n * w_stride, w_stride, rows, k, pairs, num_rows, sums[0]);
     const float* sum = sums[0];
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t t = 0; t < num_rows; ++t)

@@ -17,8 +17,8 @@ namespace {
 void by_sixteen(const LinearWideArgs& a, int index, int count) {
   for (int64_t row = 0; row < a.num_rows;) {
     const int64_t rows = min64(kMaxSkinnyRows, (row < a.split ? a.split : a.num_rows) - row), branch = row >= a.split;
-    linear(LinearArgs{DType::bf16, a.x + row * a.x_stride, a.x_stride, a.weight + branch * a.n * a.k,
-                      a.bias ? a.bias + branch * a.n : nullptr, a.out + row * a.n, rows, rows, a.n, a.k},
+    linear(LinearArgs{DType::bf16, a.x + row * a.x_stride, a.x_stride, a.weight + branch * a.n * a.w_stride,
+                      a.w_stride, a.bias ? a.bias + branch * a.n : nullptr, a.out + row * a.n, rows, rows, a.n, a.k},
            index, count);
     row += rows;
   }
@@ -35,7 +35,8 @@ namespace {
 WideProblem branch(const LinearWideArgs& a, int64_t which) {
   const int64_t first = which == 0 ? 0 : a.split, skipped = which == 0 ? 0 : wide_blocks(a.split);
   return {a.workspace + skipped * kTileRows * a.k,
-          a.weight + which * a.n * a.k,
+          a.weight + which * a.n * a.w_stride,
+          a.w_stride,
           a.bias ? a.bias + which * a.n : nullptr,
           a.out + first * a.n,
           a.packed_out,

@@ -36,7 +36,8 @@ inline void pack_block(const bf16* x, int64_t stride, int64_t rows, int64_t k, b
 
 struct WideProblem {
   const bf16* x;     // blocks of 16 rows as tiles
-  const bf16* w;     // [n, k]
+  const bf16* w;     // [n, k], rows w_stride apart
+  int64_t w_stride;
   const bf16* bias;  // or null
   bf16* out;         // [num_rows, n]
   bf16* packed_out;  // in place of out, with an activation: blocks of 16 rows as tiles
@@ -47,8 +48,8 @@ struct WideProblem {
 // Rows [n, n + rows) of W, three lines a step: more, up to all of them in time, was no faster.
 inline WeightsAhead rows_ahead(const WideProblem& p, int64_t n, int64_t rows) {
   WeightsAhead ahead;
-  ahead.w = reinterpret_cast<const char*>(p.w + min64(n, p.n) * p.k);
-  ahead.row_bytes = max64(0, min64(rows, p.n - n)) * p.k * 2;
+  ahead.w = reinterpret_cast<const char*>(p.w + min64(n, p.n) * p.w_stride);
+  ahead.row_bytes = max64(0, min64(rows, p.n - n)) * p.w_stride * 2;
   ahead.rows = ahead.row_bytes > 0;
   ahead.lines = 3;
   return ahead;
@@ -147,14 +148,14 @@ inline int64_t wide_memory(int64_t num_rows, int64_t k) {
 }
 
 // Chunk [begin, end) of rows [n, n + columns) of W, at most kWideRows, for all rows of x.
-inline void wide_chunk(const WideProblem& p, const bf16* w, int64_t n, int64_t columns, int64_t begin, int64_t end,
+inline void wide_chunk(const WideProblem& p, const bf16* w, int64_t w_stride, int64_t n, int64_t columns, int64_t begin, int64_t end,
                        WeightsAhead& later, float* sums) {
   const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth;
   const int64_t step = begin > 0 || end < depths ? kPairSums : 0;  // sums of a single chunk need not wait
   for (int64_t b = 0; b < blocks; b += 2, sums += step) {
     const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
     const bool ends = end == depths;
-    run(w + begin * kDepth, p.k, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin, begin == 0, later,
+    run(w + begin * kDepth, w_stride, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin, begin == 0, later,
         ends ? results_ahead(p, b, n, end - begin) : ResultsAhead(), sums);
     if (!ends) continue;
     for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, n, columns, sums + 512 * i);
@@ -167,12 +168,13 @@ inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, i
   const int64_t depths = p.k / kDepth, whole = columns / kWideRows * kWideRows, waiting = panel_sums(p.num_rows);
   bf16* rest = reinterpret_cast<bf16*>(memory + kPanels * waiting);
   if (whole < columns) {
-    std::memcpy(rest, p.w + (n + whole) * p.k, (columns - whole) * p.k * 2);
+    for (int64_t i = whole; i < columns; ++i)
+      std::memcpy(rest + (i - whole) * p.k, p.w + (n + i) * p.w_stride, p.k * 2);
     std::memset(rest + (columns - whole) * p.k, 0, (whole + kWideRows - columns) * p.k * 2);
   }
   for (int64_t begin = 0; begin < depths; begin += walk.depths)
     for (int64_t i = 0; i < columns; i += kWideRows)
-      wide_chunk(p, i < whole ? p.w + (n + i) * p.k : rest, n + i, min64(kWideRows, columns - i), begin,
+      wide_chunk(p, i < whole ? p.w + (n + i) * p.w_stride : rest, i < whole ? p.w_stride : p.k, n + i, min64(kWideRows, columns - i), begin,
                  min64(begin + walk.depths, depths), later, memory + i / kWideRows * waiting);
 }
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from antiphon_kernels.native import spread_rows
+
 from ..config import ModelConfig
 from . import packing, quantized, source
 from .packing import Named, Packer
@@ -48,7 +50,7 @@ def load_whisper(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     """
     part = source.whisper_source(config)
     packer = _packer(part, dtype, device)
-    weights = dict(packing.pack_encoder(packer, config.whisper))
+    weights = _spread(packing.pack_encoder(packer, config.whisper))
     return weights | {f"final_norm.{kind}": packer.join(f"layer_norm.{kind}") for kind in ("weight", "bias")}
 
 
@@ -56,13 +58,13 @@ def load_speech_tokenizer(config: ModelConfig, dtype: torch.dtype = torch.float3
     """The GLM tokenizer's packed weights: as :func:`load_whisper` without ``final_norm``, with ``codebook`` [K, d]."""
     part = source.speech_tokenizer_source(config)
     packer = _packer(part, dtype, device)
-    weights = dict(packing.pack_encoder(packer, config.speech_tokenizer.encoder))
+    weights = _spread(packing.pack_encoder(packer, config.speech_tokenizer.encoder))
     return weights | {"codebook": packer.join("codebook.weight")}
 
 
 def load_flow(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
     """The DiT's weights under their official names without ``speech_model.``."""
-    return dict(packing.pack_plain(_packer(source.flow_source(config), dtype, device)))
+    return _spread(packing.pack_plain(_packer(source.flow_source(config), dtype, device)))
 
 
 def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
@@ -75,6 +77,11 @@ def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     """
     part = source.vocoder_source(config)
     return dict(packing.pack_vocoder(_packer(part, dtype, device), config.vocoder))
+
+
+def _spread(stream: Iterator[Named]) -> Weights:
+    """Matrices with their rows as far apart as the CPU's tiles like them; one at a time is there twice."""
+    return {name: spread_rows(tensor) if name.endswith(".weight") else tensor for name, tensor in stream}
 
 
 def _packer(part: source.Source, dtype: torch.dtype, device: Device) -> Packer:

@@ -85,6 +85,15 @@ def prefers_fixed(weight) -> bool:
     return prefers(weight)
 
 
+def spread_rows(weight):
+    """``rows.spread_rows`` of a matrix [out, in], or the matrix where there is no native module."""
+    if not available:
+        return weight
+    from . import rows
+
+    return rows.spread_rows(weight)
+
+
 if available:
     from . import (  # noqa: F401
         alias_free_snake,

@@ -12,7 +12,7 @@ import torch
 from .. import _native
 from ..branches import check_split
 from ..linear import linear, reference
-from .arguments import DTYPES, fits, pointer
+from .arguments import DTYPES, fits, has_rows, pointer
 
 MAX_ROWS = 16
 TILE_DEPTH = 32
@@ -23,7 +23,7 @@ same result in any company. The flow network's first map is the only one."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> bool:
-    return fits(x, weight) and weight.is_contiguous() and (bias is None or fits(x, bias))
+    return fits(x, weight) and has_rows(weight) and (bias is None or fits(x, bias))
 
 
 def fits_tiles(x: torch.Tensor) -> bool:
@@ -51,6 +51,7 @@ def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
             x.data_ptr(),
             x.stride(0),
             weight.data_ptr(),
+            weight.stride(1),
             pointer(bias),
             out.data_ptr(),
             len(x),
@@ -71,6 +72,7 @@ def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
             x.data_ptr(),
             x.stride(0),
             weight.data_ptr(),
+            weight.stride(1),
             pointer(bias),
             out.data_ptr(),
             workspace.data_ptr(),

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _native
 from ..linear import linear
 from ..linear_fixed import MAX_INPUTS, FixedWeight
-from .arguments import DTYPES, are
+from .arguments import DTYPES, are, has_rows
 from .linear import TILE_DEPTH
 
 
@@ -29,16 +29,18 @@ def chosen() -> bool:
 
 
 def fit_tiles(maps: Sequence[Dense], first_of_any_depth: bool = False) -> bool:
-    """True if all maps are contiguous on the CPU, of one native dtype and of sizes that tiles take."""
+    """True if all maps are on the CPU, of one native dtype, rows contiguous, and of sizes that tiles take."""
     dtype = maps[0].weight.dtype
-    if dtype not in DTYPES or not all(are(dtype, m.weight, m.bias) and m.weight.device.type == "cpu" for m in maps):
+    if dtype not in DTYPES or not all(are(dtype, m.bias) and m.weight.device.type == "cpu" for m in maps):
+        return False
+    if not all(m.weight.dtype == dtype and has_rows(m.weight) for m in maps):
         return False
     depths = [m.weight.shape[1] for m in maps[first_of_any_depth:]]
     return max(depths) <= MAX_INPUTS if dtype == torch.float32 else all(k % TILE_DEPTH == 0 for k in depths)
 
 
 def addresses(dense: Dense) -> list[int]:
-    """Weight, scales, bias, outputs, inputs, as the C++ side takes them."""
+    """Weight, its row stride, scales, bias, outputs, inputs, as the C++ side takes them."""
     fixed = dense.weight.dtype == torch.float32
     weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
-    return [weight, scales, dense.bias.data_ptr(), *dense.weight.shape]
+    return [weight, dense.weight.stride(0), scales, dense.bias.data_ptr(), *dense.weight.shape]
