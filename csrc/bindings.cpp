@@ -15,7 +15,7 @@ void launch(void (*kernel)(const Args&, int, int), const Args& args) {
 }
 
 uint64_t read_probe(Address data, int64_t bytes) {
-  uint64_t sums[256] = {};
+  uint64_t sums[kMaxThreads] = {};
   launch(kernels().read_probe, ReadProbeArgs{at<uint64_t>(data), bytes / 8, sums});
   uint64_t total = 0;
   for (uint64_t sum : sums) total += sum;

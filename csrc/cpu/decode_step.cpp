@@ -33,6 +33,7 @@ DecodeStep::DecodeStep(ModelWeights weights) : m_(std::move(weights)) {
   gate_up_ = buffer(2 * m_.intermediate, kMaxRows);
   activated_ = buffer(m_.intermediate, kMaxRows);
   for (int32_t i = 0; i <= kMaxRows; ++i) starts_.push_back(i);
+  claims_.reset(new std::atomic<int64_t>[4 * kMaxThreads * kClaimStride]);
 }
 
 // One thread's walk through the step. Each method is one or more phases; a phase ends when all threads have finished
@@ -43,6 +44,7 @@ struct DecodeStep::Thread {
   const Kernels& kernel;
   const int index, count;
   const int64_t size = size_of(m.dtype);
+  mutable int64_t linear_maps = 0;  // so far
 
   template <class Args>
   void phase(void (*function)(const Args&, int, int), const Args& args) const {
@@ -55,16 +57,30 @@ struct DecodeStep::Thread {
                                        m.hidden, m.eps});
   }
 
+  // Counters of a linear map, of two sets by turns.
+  std::atomic<int64_t>* claims(int64_t set) const { return s.claims_.get() + set * 2 * count * kClaimStride; }
+
+  // This thread's own start again; the others must have finished with the set.
+  void restart(int64_t set) const {
+    for (int branch = 0; branch < 2; ++branch)
+      claims(set)[(branch * count + index) * kClaimStride].store(0, std::memory_order_relaxed);
+  }
+
   void linear(const char* x, const Matrix& w, const void* bias, void* out, int64_t rows, int64_t split, int64_t n,
               int64_t k) const {
+    const int64_t set = linear_maps++ % 2;
+    restart(1 - set);  // the map before this one used it
+    std::atomic<int64_t>* next = claims(set);
     if (w.format == Format::int8)
       phase(kernel.linear_int8, LinearInt8Args{m.dtype, x, k, static_cast<const int8_t*>(w.weight),
-                                               static_cast<const float*>(w.scale), bias, out, rows, split, n, k});
+                                               static_cast<const float*>(w.scale), bias, out, rows, split, n, k,
+                                               next});
     else if (w.format == Format::int4)
       phase(kernel.linear_int4, LinearInt4Args{m.dtype, x, k, static_cast<const uint8_t*>(w.weight),
-                                               static_cast<const bf16*>(w.scale), bias, out, rows, split, n, k});
+                                               static_cast<const bf16*>(w.scale), bias, out, rows, split, n, k,
+                                               next});
     else
-      phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, k, bias, out, rows, split, n, k});
+      phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, k, bias, out, rows, split, n, k, next});
   }
 
   void gather(const char* x, const char* residual, const int64_t* rows, char* out, int64_t num_rows) const {
@@ -99,6 +115,7 @@ struct DecodeStep::Thread {
   }
 
   void trunk(const DecodeInput& in) const {
+    restart(0);
     phase(kernel.dual_embed, DualEmbedArgs{m.dtype, in.audio_ids, in.text_ids, m.embed, s.residual_,
                                            in.trunk.num_rows, m.hidden});
     for (size_t i = 0; i < m.trunk.size(); ++i) layer(m.trunk[i], in.trunk, in.trunk.num_rows, i == 0);

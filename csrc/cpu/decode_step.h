@@ -3,7 +3,9 @@
 // for bit. Reference behaviour, section 8.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "aligned.h"
@@ -69,6 +71,7 @@ class DecodeStep {
   const ModelWeights m_;
   std::vector<AlignedMemory> memory_;
   std::vector<int32_t> starts_;  // 0, 1, 2, ...: cu_seqlens of one-row sequences
+  std::unique_ptr<std::atomic<int64_t>[]> claims_;  // [2 sets][2 branches][threads], kClaimStride apart
   char *x_, *residual_, *y_, *state_, *qkv_, *q_, *attended_, *gate_up_, *activated_;
 };
 

@@ -10,6 +10,10 @@ namespace antiphon {
 
 constexpr int64_t kMaxSkinnyRows = 16;
 
+// Threads of a linear map of few rows may share W unevenly: `next` is null, or has a counter for each thread of the first
+// branch and then of the second, so many elements apart (a line), 0 at the start.
+constexpr int64_t kClaimStride = 8;
+
 struct LinearArgs {
   DType dtype;
   const void* x;       // [num_rows, k], rows x_stride apart; num_rows <= kMaxSkinnyRows
@@ -19,6 +23,7 @@ struct LinearArgs {
   const void* bias;    // [branches, n] or null
   void* out;           // [num_rows, n]
   int64_t num_rows, split, n, k;
+  std::atomic<int64_t>* next = nullptr;
 };
 
 enum class Activation { none, gelu_tanh, gelu_exact };
@@ -82,6 +87,7 @@ struct LinearInt8Args {
   const void* bias;      // [branches, n] or null
   void* out;             // [num_rows, n]
   int64_t num_rows, split, n, k;
+  std::atomic<int64_t>* next = nullptr;
 };
 
 struct LinearInt4Args {
@@ -93,6 +99,7 @@ struct LinearInt4Args {
   const void* bias;
   void* out;
   int64_t num_rows, split, n, k;
+  std::atomic<int64_t>* next = nullptr;
 };
 
 // Rows of x as int8 planes for linear_int8_wide and linear_int4_wide; kernels/plane_blocks.h says how.

@@ -1,11 +1,13 @@
 #include "thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -163,20 +165,21 @@ void* shared_scratch(int64_t bytes) { return thread_shared_scratch.of(bytes); }
 int default_num_threads() {
   if (const char* forced = std::getenv("ANTIPHON_CPU_THREADS")) {
     const int count = std::atoi(forced);
-    if (count >= 1 && count <= 256) return count;
+    if (count >= 1 && count <= kMaxThreads) return count;
   }
 #if defined(__linux__)
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::min(CPU_COUNT(&set), kMaxThreads);
 #endif
   const unsigned count = std::thread::hardware_concurrency();
-  return count ? static_cast<int>(count) : 1;
+  return std::clamp(static_cast<int>(count), 1, kMaxThreads);
 }
 
 int num_threads() { return get_shared().wanted.load(); }
 
 void set_num_threads(int count) {
-  if (count < 1 || count > 256) throw std::invalid_argument("number of threads: expected 1 to 256");
+  if (count < 1 || count > kMaxThreads)
+    throw std::invalid_argument("number of threads: expected 1 to " + std::to_string(kMaxThreads));
   get_shared().wanted.store(count);
 }
 

@@ -1,5 +1,5 @@
-// A small persistent thread pool. Work is split statically: a job is called once per thread with
-// (thread_index, num_threads) and every operator derives its own rows from that, so results do not depend on timing.
+// A small persistent thread pool: a job is called once per thread with (thread_index, num_threads). Operators derive
+// their own rows from that or claim them from each other; what a row becomes never depends on who computes it.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,12 @@ namespace antiphon {
 
 using Job = void (*)(void* context, int thread_index, int num_threads);
 
+constexpr int kMaxThreads = 256;
+
 // CPUs this process may run on (sched_getaffinity), or ANTIPHON_CPU_THREADS.
 int default_num_threads();
 int num_threads();
-// Takes effect at the next job; 1 <= count <= 256.
+// Takes effect at the next job; 1 <= count <= kMaxThreads.
 void set_num_threads(int count);
 
 // Runs the job on num_threads() threads, the caller among them, and returns when all are done. A second caller that

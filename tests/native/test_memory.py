@@ -37,7 +37,7 @@ def exit_status(function: Callable[[], object]) -> int:
 def linear(weight: torch.Tensor, x: torch.Tensor, n: int, out: torch.Tensor) -> None:
     """The kernel on the first ``n`` rows of W, whether it has them or not."""
     sizes = len(x), len(x), n, x.shape[1]
-    _native.linear(DTYPES[x.dtype], x.data_ptr(), x.stride(0), weight.data_ptr(), weight.stride(1), 0, out.data_ptr(), *sizes)
+    _native.linear(DTYPES[x.dtype], x.data_ptr(), x.stride(0), weight.data_ptr(), weight.stride(0), 0, out.data_ptr(), *sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

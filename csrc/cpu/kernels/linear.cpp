@@ -7,6 +7,7 @@
 // A block is 4 rows of W against up to 4 rows of x (16 accumulators). K is walked in chunks short enough that a chunk
 // of the 4 rows of W, once read from memory, stays in the first-level cache for the other blocks of x rows.
 #include "kernels.h"
+#include "row_units.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)
 #include "linear_amx.h"
@@ -19,6 +20,7 @@ constexpr int kRows = 4;
 constexpr int kCols = 4;
 constexpr int64_t kChunkBytes = 4096;   // of one row of W
 constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kUnitRows = 32;  // of W, taken at a time
 
 template <class T>
 struct Problem {
@@ -90,7 +92,7 @@ void block(const Problem<T>& p, const T* w, const T* bias, T* out, int64_t out_s
 }
 
 template <class T>
-void branch(const LinearArgs& a, int which, int64_t begin, int64_t end) {
+void branch(const LinearArgs& a, int which, RowUnits units) {
   const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
   const Problem<T> p{static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, a.w_stride, last - first, a.k};
   const T* w = static_cast<const T*>(a.weight) + which * a.n * a.w_stride;
@@ -99,22 +101,20 @@ void branch(const LinearArgs& a, int which, int64_t begin, int64_t end) {
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == sizeof(bf16)) {
     auto* pairs = static_cast<uint32_t*>(scratch((p.k + kTileK) * 2 * p.num_rows));
-    return tile_linear(p.x, p.x_stride, p.num_rows, w, p.w_stride, p.k, bias, out, a.n, begin, end, pairs);
+    return tile_linear(p.x, p.x_stride, p.num_rows, w, p.w_stride, p.k, bias, out, a.n, units, pairs);
   }
 #endif
-  int64_t n = begin;
-  for (; n + kRows <= end; n += kRows) block<T, kRows>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
-  for (; n < end; ++n) block<T, 1>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
+  for (Range range; units.take(range);) {
+    int64_t n = range.begin;
+    for (; n + kRows <= range.end; n += kRows)
+      block<T, kRows>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
+    for (; n < range.end; ++n) block<T, 1>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
+  }
 }
 
 template <class T>
 void run(const LinearArgs& a, int index, int count) {
-  // Output columns of all branches that have rows, one after the other.
-  const bool text = a.split > 0, audio = a.split < a.num_rows;
-  const Range range = partition((text + audio) * a.n, 32, index, count);
-  if (text && range.begin < a.n) branch<T>(a, 0, range.begin, min64(range.end, a.n));
-  const int64_t shift = text ? a.n : 0;
-  if (audio && range.end > shift) branch<T>(a, 1, max64(range.begin - shift, 0), range.end - shift);
+  for_branches(a, kUnitRows, index, count, [&](int which, const RowUnits& units) { branch<T>(a, which, units); });
 }
 
 }  // namespace

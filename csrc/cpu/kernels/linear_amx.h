@@ -7,6 +7,7 @@
 #pragma once
 
 #include "row_runs.h"
+#include "row_units.h"
 #include "tiles.h"
 
 namespace antiphon::ANTIPHON_ISA {
@@ -76,24 +77,25 @@ inline void tile_block(const bf16* w, int64_t w_stride, int64_t rows, int64_t k,
   order_tiles();
 }
 
-// Rows [begin, end) of one branch's W against x; pairs: scratch of ceil(k / 32) * 64 * num_rows bytes.
+// Rows of one branch's W against x; pairs: scratch of ceil(k / 32) * 64 * num_rows bytes.
 inline void tile_linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* w, int64_t w_stride, int64_t k,
-                        const bf16* bias, bf16* out, int64_t out_stride, int64_t begin, int64_t end, uint32_t* pairs) {
+                        const bf16* bias, bf16* out, int64_t out_stride, RowUnits units, uint32_t* pairs) {
   interleave_pairs(x, x_stride, num_rows, k, pairs);
   order_tiles();
   configure_tiles(num_rows);
   alignas(64) float sums[2][256];
-  for (int64_t n = begin; n < end;) {
-    const int64_t rows = n + 2 * kTileRows <= end ? 2 * kTileRows : min64(kTileRows, end - n);
-    if (rows == 2 * kTileRows) tile_block_pair(w + n * w_stride, w_stride, k, pairs, num_rows, sums);
-    else tile_block(w + n * w_stride, w_stride, rows, k, pairs, num_rows, sums[0]);
-    const float* sum = sums[0];
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t t = 0; t < num_rows; ++t)
-        out[t * out_stride + n + r] = round_bf16(sum[r * num_rows + t + (r / 16) * (256 - 16 * num_rows)] +
-                                                 (bias ? widen(bias[n + r]) : 0.0f));
-    n += rows;
-  }
+  for (Range range; units.take(range);)
+    for (int64_t n = range.begin; n < range.end;) {
+      const int64_t rows = n + 2 * kTileRows <= range.end ? 2 * kTileRows : min64(kTileRows, range.end - n);
+      if (rows == 2 * kTileRows) tile_block_pair(w + n * w_stride, w_stride, k, pairs, num_rows, sums);
+      else tile_block(w + n * w_stride, w_stride, rows, k, pairs, num_rows, sums[0]);
+      const float* sum = sums[0];
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t t = 0; t < num_rows; ++t)
+          out[t * out_stride + n + r] = round_bf16(sum[r * num_rows + t + (r / 16) * (256 - 16 * num_rows)] +
+                                                   (bias ? widen(bias[n + r]) : 0.0f));
+      n += rows;
+    }
   _tile_release();
 }
 

@@ -5,6 +5,8 @@
 // a group's sums are exact integers, and groups are added in float32 in their order, so a row's result depends on
 // neither batch nor threads.
 #include "kernels.h"
+#include "row_runs.h"
+#include "row_units.h"
 #if defined(__AMX_INT8__)
 #include "linear_int4_amx.h"
 #elif defined(__AVX512VNNI__)
@@ -21,7 +23,7 @@ constexpr int64_t kTileRowsFrom = 3;  // rows of x; for fewer, unpacking to tile
 #endif
 
 template <class T>
-void int4_branch(const LinearInt4Args& a, int which, int64_t begin, int64_t end) {
+void int4_branch(const LinearInt4Args& a, int which, const RowUnits& units) {
   const int64_t first = which == 0 ? 0 : a.split, num_rows = (which == 0 ? a.split : a.num_rows) - first;
   const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
   const uint8_t* w = a.weight + which * a.n * a.k / 2;
@@ -35,16 +37,13 @@ void int4_branch(const LinearInt4Args& a, int which, int64_t begin, int64_t end)
 #else
   const auto run = rows_linear_int4<T>;
 #endif
-  run(x, a.x_stride, num_rows, w, scale, bias, out, a.n, a.k, begin, end);
+  run(x, a.x_stride, num_rows, w, scale, bias, out, a.n, a.k, units);
 }
 
 template <class T>
 void run_int4(const LinearInt4Args& a, int index, int count) {
-  const bool text = a.split > 0, audio = a.split < a.num_rows;
-  const Range range = partition((text + audio) * a.n, 32, index, count);
-  if (text && range.begin < a.n) int4_branch<T>(a, 0, range.begin, min64(range.end, a.n));
-  const int64_t shift = text ? a.n : 0;
-  if (audio && range.end > shift) int4_branch<T>(a, 1, max64(range.begin - shift, 0), range.end - shift);
+  for_branches(a, unit_rows(a.k / 2), index, count,
+               [&](int which, const RowUnits& units) { int4_branch<T>(a, which, units); });
 }
 
 }  // namespace

@@ -245,7 +245,8 @@ inline void int4_panels(const Int4Tiles<T>& p, const int8_t* planes, char* buffe
 
 template <class T>
 inline void tile_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale,
-                             const T* bias, T* out, int64_t n, int64_t k, int64_t begin, int64_t end) {
+                             const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
+  const auto [begin, end] = units.own();
   if (begin >= end) return;
   const int64_t x_groups = (num_rows + kPlaneRows - 1) / kPlaneRows, tail_bytes = kInt4Lanes * k / 2;
   constexpr int64_t kBuffers = 2 * (kInt4Unpacked + kInt4Apart) + 4096;

@@ -78,7 +78,7 @@ void int4_rows(const Int4Problem<T>& p, const Int4Row* x, int64_t n) {
 
 template <class T>
 void rows_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale, const T* bias,
-                      T* out, int64_t n, int64_t k, int64_t begin, int64_t end) {
+                      T* out, int64_t n, int64_t k, RowUnits units) {
   const Int4Problem<T> p{w, scale, bias, out, n, num_rows, k};
   const int64_t plane_bytes = 2 * k * static_cast<int64_t>(sizeof(IntDot::Plane)), groups = k / kInt4Group;
   auto* memory = static_cast<char*>(scratch(num_rows * (plane_bytes + groups * 4)));
@@ -86,9 +86,11 @@ void rows_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint
   for (int64_t t = 0; t < num_rows; ++t)
     rows[t] = split_for_int4(x + t * x_stride, k, reinterpret_cast<IntDot::Plane*>(memory + t * plane_bytes),
                              reinterpret_cast<int32_t*>(memory + num_rows * plane_bytes) + t * groups);
-  int64_t row = begin;
-  for (; row + kInt4Rows <= end; row += kInt4Rows) int4_rows<T, kInt4Rows>(p, rows, row);
-  for (; row < end; ++row) int4_rows<T, 1>(p, rows, row);
+  for (Range range; units.take(range);) {
+    int64_t row = range.begin;
+    for (; row + kInt4Rows <= range.end; row += kInt4Rows) int4_rows<T, kInt4Rows>(p, rows, row);
+    for (; row < range.end; ++row) int4_rows<T, 1>(p, rows, row);
+  }
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

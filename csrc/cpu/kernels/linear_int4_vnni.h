@@ -115,7 +115,7 @@ inline void int4_pass(const uint8_t* first, int64_t run, int64_t pass, const bf1
 
 template <class T>
 inline void vnni_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale,
-                             const T* bias, T* out, int64_t n, int64_t k, int64_t begin, int64_t end) {
+                             const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
   const int64_t groups = k / kInt4Group, block_bytes = kInt4Block * groups * kInt4Bytes;
   auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 4 * groups) + block_bytes));
   auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);  // the last rows of W, zero-padded
@@ -126,25 +126,26 @@ inline void vnni_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
     columns[t] = {high, high + k, offsets + t * groups, 0.0f};
     split_int4_columns(x + t * x_stride, k, columns[t]);
   }
-  for (int64_t row = begin; row < end;) {
-    const int64_t run = rows_per_run(groups * kInt4Bytes, kInt4Block, end - row), rows = min64(kInt4Block, end - row);
-    const uint8_t* first = w + row * groups * kInt4Bytes;
-    if (rows < kInt4Block) {
-      std::memset(tail, 0, block_bytes);
-      std::memcpy(tail, first, rows * groups * kInt4Bytes);
-      first = tail;
+  for (Range range; units.take(range);)
+    for (int64_t row = range.begin; row < range.end;) {
+      const int64_t run = rows_per_run(groups * kInt4Bytes, kInt4Block, range.end - row), rows = min64(kInt4Block, range.end - row);
+      const uint8_t* first = w + row * groups * kInt4Bytes;
+      if (rows < kInt4Block) {
+        std::memset(tail, 0, block_bytes);
+        std::memcpy(tail, first, rows * groups * kInt4Bytes);
+        first = tail;
+      }
+      for (int64_t pass = 0; pass < run; ++pass, ++row) {
+        const T* shift = bias ? bias + row : nullptr;
+        int64_t t = 0;
+        for (; t + 4 <= num_rows; t += 4)
+          int4_pass<T, 4>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
+        for (; t + 2 <= num_rows; t += 2)
+          int4_pass<T, 2>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
+        if (t < num_rows) int4_pass<T, 1>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
+      }
+      row += (kInt4Block - 1) * run;
     }
-    for (int64_t pass = 0; pass < run; ++pass, ++row) {
-      const T* shift = bias ? bias + row : nullptr;
-      int64_t t = 0;
-      for (; t + 4 <= num_rows; t += 4)
-        int4_pass<T, 4>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
-      for (; t + 2 <= num_rows; t += 2)
-        int4_pass<T, 2>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
-      if (t < num_rows) int4_pass<T, 1>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
-    }
-    row += (kInt4Block - 1) * run;
-  }
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

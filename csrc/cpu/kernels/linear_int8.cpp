@@ -5,6 +5,8 @@
 // in float32, so a row's result depends on neither batch, threads nor instruction set. k is a multiple of 64.
 #include "int_dot.h"
 #include "kernels.h"
+#include "row_runs.h"
+#include "row_units.h"
 #if defined(__AMX_INT8__)
 #include "linear_int8_amx.h"
 #endif
@@ -86,7 +88,7 @@ void int8_rows(const Int8Problem<T>& p, const Planes* x, int64_t n) {
 }
 
 template <class T>
-void int8_branch(const LinearInt8Args& a, int which, int64_t begin, int64_t end) {
+void int8_branch(const LinearInt8Args& a, int which, RowUnits units) {
   const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
   const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
   const Int8Problem<T> p{a.weight + which * a.n * a.k,
@@ -95,23 +97,22 @@ void int8_branch(const LinearInt8Args& a, int which, int64_t begin, int64_t end)
                          static_cast<T*>(a.out) + first * a.n,
                          a.n, last - first, a.k};
 #if defined(__AMX_INT8__)
-  return tile_linear_int8(x, a.x_stride, p.num_rows, p.w, p.scale, p.bias, p.out, a.n, a.k, begin, end);
+  return tile_linear_int8(x, a.x_stride, p.num_rows, p.w, p.scale, p.bias, p.out, a.n, a.k, units);
 #endif
   Planes planes[kMaxSkinnyRows];
   auto* memory = static_cast<IntDot::Plane*>(scratch(2 * p.num_rows * a.k * static_cast<int64_t>(sizeof(IntDot::Plane))));
   split_rows(x, a.x_stride, p.num_rows, a.k, memory, planes);
-  int64_t n = begin;
-  for (; n + kInt8Rows <= end; n += kInt8Rows) int8_rows<T, kInt8Rows>(p, planes, n);
-  for (; n < end; ++n) int8_rows<T, 1>(p, planes, n);
+  for (Range range; units.take(range);) {
+    int64_t n = range.begin;
+    for (; n + kInt8Rows <= range.end; n += kInt8Rows) int8_rows<T, kInt8Rows>(p, planes, n);
+    for (; n < range.end; ++n) int8_rows<T, 1>(p, planes, n);
+  }
 }
 
 template <class T>
 void run_int8(const LinearInt8Args& a, int index, int count) {
-  const bool text = a.split > 0, audio = a.split < a.num_rows;
-  const Range range = partition((text + audio) * a.n, 32, index, count);
-  if (text && range.begin < a.n) int8_branch<T>(a, 0, range.begin, min64(range.end, a.n));
-  const int64_t shift = text ? a.n : 0;
-  if (audio && range.end > shift) int8_branch<T>(a, 1, max64(range.begin - shift, 0), range.end - shift);
+  for_branches(a, unit_rows(a.k), index, count,
+               [&](int which, const RowUnits& units) { int8_branch<T>(a, which, units); });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "row_runs.h"
+#include "row_units.h"
 #include "tiles.h"
 
 namespace antiphon::ANTIPHON_ISA {
@@ -39,7 +40,7 @@ inline void int8_tile_pair(const int8_t* first, int64_t run, int64_t pass, int64
 
 template <class T>
 inline void tile_linear_int8(const T* x, int64_t x_stride, int64_t num_rows, const int8_t* w, const float* scale,
-                             const T* bias, T* out, int64_t out_stride, int64_t k, int64_t begin, int64_t end) {
+                             const T* bias, T* out, int64_t out_stride, int64_t k, RowUnits units) {
   const int64_t groups = (num_rows + kPlaneRows - 1) / kPlaneRows, tail_bytes = 2 * kTileRows * k;
   auto* planes = static_cast<int8_t*>(scratch(groups * k * 16 + tail_bytes));
   int8_t* tail = planes + groups * k * 16;  // the last rows of W, zero-padded to whole tiles
@@ -49,27 +50,28 @@ inline void tile_linear_int8(const T* x, int64_t x_stride, int64_t num_rows, con
                 planes + g * k * 16, steps + g * kPlaneRows);
   configure_tiles(16);
   alignas(64) int32_t sums[2][2][256];
-  for (int64_t n = begin; n < end;) {
-    const int64_t run = rows_per_run(k, 2 * kTileRows, end - n), rows = min64(2 * kTileRows, end - n);
-    const int8_t* block = w + n * k;
-    if (rows < 2 * kTileRows) {
-      std::memset(tail, 0, tail_bytes);
-      std::memcpy(tail, block, rows * k);
-      block = tail;
+  for (Range range; units.take(range);)
+    for (int64_t n = range.begin; n < range.end;) {
+      const int64_t run = rows_per_run(k, 2 * kTileRows, range.end - n), rows = min64(2 * kTileRows, range.end - n);
+      const int8_t* block = w + n * k;
+      if (rows < 2 * kTileRows) {
+        std::memset(tail, 0, tail_bytes);
+        std::memcpy(tail, block, rows * k);
+        block = tail;
+      }
+      for (int64_t pass = 0; pass < run; ++pass, ++n) {
+        groups == 1 ? int8_tile_pair<1>(block, run, pass, k, planes, sums)
+                    : int8_tile_pair<2>(block, run, pass, k, planes, sums);
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t t = 0; t < num_rows; ++t) {
+            const int32_t* sum = sums[r / kTileRows][t / kPlaneRows] + r % kTileRows * 16 + t % kPlaneRows;
+            const float total = static_cast<float>(sum[0]) * 256.0f + static_cast<float>(sum[kPlaneRows]);
+            const float y = total * (scale[n + r * run] * steps[t]) + (bias ? widen(bias[n + r * run]) : 0.0f);
+            store_n(out + t * out_stride + n + r * run, set1(y), 1);
+          }
+      }
+      n += (2 * kTileRows - 1) * run;
     }
-    for (int64_t pass = 0; pass < run; ++pass, ++n) {
-      groups == 1 ? int8_tile_pair<1>(block, run, pass, k, planes, sums)
-                  : int8_tile_pair<2>(block, run, pass, k, planes, sums);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t t = 0; t < num_rows; ++t) {
-          const int32_t* sum = sums[r / kTileRows][t / kPlaneRows] + r % kTileRows * 16 + t % kPlaneRows;
-          const float total = static_cast<float>(sum[0]) * 256.0f + static_cast<float>(sum[kPlaneRows]);
-          const float y = total * (scale[n + r * run] * steps[t]) + (bias ? widen(bias[n + r * run]) : 0.0f);
-          store_n(out + t * out_stride + n + r * run, set1(y), 1);
-        }
-    }
-    n += (2 * kTileRows - 1) * run;
-  }
   _tile_release();
 }
 

@@ -17,6 +17,9 @@ inline int64_t rows_per_run(int64_t row_bytes, int64_t lanes, int64_t rows) {
   return lanes * run <= rows ? run : 1;
 }
 
+// Rows that threads take at a time: a run for each of 32 lanes.
+inline int64_t unit_rows(int64_t row_bytes) { return 32 * ((kPageBytes + row_bytes - 1) / row_bytes); }
+
 // Fetches what `kLanes` runs from `first` on need next, when byte `at` of each is being read; at the end, the beginning of
 // the runs after them.
 template <int64_t kLanes, int64_t kAheadBytes>
