@@ -123,8 +123,8 @@ std::vector<PassLinear> pass_linears(const std::vector<Addresses>& linears) {
   return all;
 }
 
-// tables: cos, sin; linears: weight, w_stride, scales, bias, n, k of the input's, of five a layer, of the final modulation's and
-// of the output's.
+// tables: cos, sin; linears: weight, w_stride, scales, bias, n, k of the input's, of five a layer, of the final
+// modulation's and of the output's.
 std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, const Addresses& tables,
                                     const std::vector<Addresses>& linears, int64_t alone_work) {
   const std::vector<PassLinear> all = pass_linears(linears);
@@ -150,8 +150,8 @@ void run_flow_pass(FlowPass& pass, const std::vector<int64_t>& sizes, const Addr
 // Vectors: a weight and a bias.
 PassVectors vectors(const Addresses& a, size_t i) { return {at(a.at(i)), at(a.at(i + 1))}; }
 
-// linears: weight, w_stride, scales, bias, n, k of both convolutions and of qkv, out, fc1, fc2 of every layer; norms: weight and
-// bias of two a layer and of the final one, which may be null.
+// linears: weight, w_stride, scales, bias, n, k of both convolutions and of qkv, out, fc1, fc2 of every layer; norms:
+// weight and bias of two a layer and of the final one, which may be null.
 std::unique_ptr<EncoderPass> encoder_pass(int dtype, int64_t num_heads, float eps, int64_t leading, Address positions,
                                           const std::vector<Addresses>& linears, const Addresses& norms) {
   const std::vector<PassLinear> all = pass_linears(linears);

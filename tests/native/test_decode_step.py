@@ -138,7 +138,7 @@ def test_equals_the_operators(name, longer, dtype, isa, with_threads):
     assert available_for(model, ours.trunk, ours.upper)
     step = DecodeStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
     assert step.fits(layout)
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 7):  # of seven some find no rows of their own
         got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
     assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)

@@ -114,7 +114,8 @@ void branch(const LinearArgs& a, int which, RowUnits units) {
 
 template <class T>
 void run(const LinearArgs& a, int index, int count) {
-  for_branches(a, kUnitRows, index, count, [&](int which, const RowUnits& units) { branch<T>(a, which, units); });
+  for_branches(a, a.next, kUnitRows, index, count,
+               [&](int which, const RowUnits& units) { branch<T>(a, which, units); });
 }
 
 }  // namespace

@@ -33,7 +33,8 @@ inline void copy_partial_tile(const bf16* w, int64_t stride, int64_t rows, int64
 }
 
 // Two blocks of 16 whole rows of W, `w_stride` elements apart.
-inline void tile_block_pair(const bf16* w, int64_t w_stride, int64_t k, const uint32_t* pairs, int64_t num_rows, float (*sums)[256]) {
+inline void tile_block_pair(const bf16* w, int64_t w_stride, int64_t k, const uint32_t* pairs, int64_t num_rows,
+                            float (*sums)[256]) {
   const int64_t stride = w_stride * 2, whole = k / kTileK, x_stride = 4 * num_rows;
   const bf16* other = w + kTileRows * w_stride;
   _tile_zero(0);
@@ -63,7 +64,8 @@ inline void tile_block_pair(const bf16* w, int64_t w_stride, int64_t k, const ui
 }
 
 // One block of `rows` <= 16 rows of W.
-inline void tile_block(const bf16* w, int64_t w_stride, int64_t rows, int64_t k, const uint32_t* pairs, int64_t num_rows, float* sums) {
+inline void tile_block(const bf16* w, int64_t w_stride, int64_t rows, int64_t k, const uint32_t* pairs,
+                       int64_t num_rows, float* sums) {
   alignas(64) bf16 partial[kTileRows * kTileK];
   _tile_zero(0);
   for (int64_t begin = 0; begin < k; begin += kTileK) {

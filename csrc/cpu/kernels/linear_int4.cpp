@@ -42,7 +42,11 @@ void int4_branch(const LinearInt4Args& a, int which, const RowUnits& units) {
 
 template <class T>
 void run_int4(const LinearInt4Args& a, int index, int count) {
-  for_branches(a, unit_rows(a.k / 2), index, count,
+  std::atomic<int64_t>* next = a.next;
+#if defined(__AMX_INT8__)
+  if (max64(a.split, a.num_rows - a.split) >= kTileRowsFrom) next = nullptr;  // their pipeline is long: one range
+#endif
+  for_branches(a, next, unit_rows(a.k / 2), index, count,
                [&](int which, const RowUnits& units) { int4_branch<T>(a, which, units); });
 }
 

@@ -246,8 +246,8 @@ inline void int4_panels(const Int4Tiles<T>& p, const int8_t* planes, char* buffe
 template <class T>
 inline void tile_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale,
                              const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
-  const auto [begin, end] = units.own();
-  if (begin >= end) return;
+  Range range;
+  if (!units.take(range)) return;
   const int64_t x_groups = (num_rows + kPlaneRows - 1) / kPlaneRows, tail_bytes = kInt4Lanes * k / 2;
   constexpr int64_t kBuffers = 2 * (kInt4Unpacked + kInt4Apart) + 4096;
   auto* planes = static_cast<int8_t*>(scratch(x_groups * k * 16 + tail_bytes + kBuffers));
@@ -256,12 +256,13 @@ inline void tile_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
   for (int64_t g = 0; g < x_groups; ++g)
     plane_tiles(x + g * kPlaneRows * x_stride, x_stride, min64(kPlaneRows, num_rows - g * kPlaneRows), k,
                 planes + g * k * 16, steps + g * kPlaneRows);
-  if (const int64_t rows = (end - begin) % kInt4Lanes; rows > 0) {
+  if (const int64_t rows = (range.end - range.begin) % kInt4Lanes; rows > 0) {
     std::memset(tail, 0, tail_bytes);
-    std::memcpy(tail, w + (end - rows) * k / 2, rows * k / 2);
+    std::memcpy(tail, w + (range.end - rows) * k / 2, rows * k / 2);
   }
   configure_tiles(16);
-  const Int4Tiles<T> problem{w, tail, scale, bias, out, steps, n, num_rows, k / kInt4Group, begin, end};
+  const Int4Tiles<T> problem{w, tail, scale, bias, out, steps, n, num_rows, k / kInt4Group, range.begin,
+                            range.end};
   int4_panels(problem, planes, reinterpret_cast<char*>(tail + tail_bytes));
   _tile_release();
 }

@@ -128,7 +128,8 @@ inline void vnni_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
   }
   for (Range range; units.take(range);)
     for (int64_t row = range.begin; row < range.end;) {
-      const int64_t run = rows_per_run(groups * kInt4Bytes, kInt4Block, range.end - row), rows = min64(kInt4Block, range.end - row);
+      const int64_t left = range.end - row, run = rows_per_run(groups * kInt4Bytes, kInt4Block, left);
+      const int64_t rows = min64(kInt4Block, left);
       const uint8_t* first = w + row * groups * kInt4Bytes;
       if (rows < kInt4Block) {
         std::memset(tail, 0, block_bytes);
@@ -142,7 +143,8 @@ inline void vnni_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
           int4_pass<T, 4>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
         for (; t + 2 <= num_rows; t += 2)
           int4_pass<T, 2>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
-        if (t < num_rows) int4_pass<T, 1>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
+        if (t < num_rows)
+          int4_pass<T, 1>(first, run, pass, scale + row, shift, n, k, rows, columns + t, out + t * n + row);
       }
       row += (kInt4Block - 1) * run;
     }

@@ -111,7 +111,7 @@ void int8_branch(const LinearInt8Args& a, int which, RowUnits units) {
 
 template <class T>
 void run_int8(const LinearInt8Args& a, int index, int count) {
-  for_branches(a, unit_rows(a.k), index, count,
+  for_branches(a, a.next, unit_rows(a.k), index, count,
                [&](int which, const RowUnits& units) { int8_branch<T>(a, which, units); });
 }
 

@@ -147,18 +147,24 @@ inline int64_t wide_memory(int64_t num_rows, int64_t k) {
   return kPanels * panel_sums(num_rows) * 4 + kWideRows * k * 2;
 }
 
-// Chunk [begin, end) of rows [n, n + columns) of W, at most kWideRows, for all rows of x.
-inline void wide_chunk(const WideProblem& p, const bf16* w, int64_t w_stride, int64_t n, int64_t columns, int64_t begin, int64_t end,
-                       WeightsAhead& later, float* sums) {
+// Rows of W, at most kWideRows, as they lie: the results [n, n + columns).
+struct WidePanel {
+  const bf16* w;
+  int64_t stride, n, columns;
+};
+
+// Chunk [begin, end) of a panel for all rows of x.
+inline void wide_chunk(const WideProblem& p, const WidePanel& panel, int64_t begin, int64_t end, WeightsAhead& later,
+                       float* sums) {
   const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth;
   const int64_t step = begin > 0 || end < depths ? kPairSums : 0;  // sums of a single chunk need not wait
   for (int64_t b = 0; b < blocks; b += 2, sums += step) {
     const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
     const bool ends = end == depths;
-    run(w + begin * kDepth, w_stride, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin, begin == 0, later,
-        ends ? results_ahead(p, b, n, end - begin) : ResultsAhead(), sums);
+    run(panel.w + begin * kDepth, panel.stride, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin,
+        begin == 0, later, ends ? results_ahead(p, b, panel.n, end - begin) : ResultsAhead(), sums);
     if (!ends) continue;
-    for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, n, columns, sums + 512 * i);
+    for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, panel.n, panel.columns, sums + 512 * i);
   }
 }
 
@@ -173,9 +179,11 @@ inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, i
     std::memset(rest + (columns - whole) * p.k, 0, (whole + kWideRows - columns) * p.k * 2);
   }
   for (int64_t begin = 0; begin < depths; begin += walk.depths)
-    for (int64_t i = 0; i < columns; i += kWideRows)
-      wide_chunk(p, i < whole ? p.w + (n + i) * p.w_stride : rest, i < whole ? p.w_stride : p.k, n + i, min64(kWideRows, columns - i), begin,
-                 min64(begin + walk.depths, depths), later, memory + i / kWideRows * waiting);
+    for (int64_t i = 0; i < columns; i += kWideRows) {
+      const bf16* w = i < whole ? p.w + (n + i) * p.w_stride : rest;
+      const WidePanel panel{w, i < whole ? p.w_stride : p.k, n + i, min64(kWideRows, columns - i)};
+      wide_chunk(p, panel, begin, min64(begin + walk.depths, depths), later, memory + i / kWideRows * waiting);
+    }
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -14,9 +14,6 @@ class RowUnits {
   RowUnits(std::atomic<int64_t>* next, int64_t rows, int64_t unit, int index, int count)
       : next_(next), rows_(rows), unit_(unit), index_(index), count_(count) {}
 
-  // A thread's own rows in one range, for kernels that do not share.
-  Range own() const { return next_ ? partition(rows_, unit_, index_, count_) : range_; }
-
   // The next range; false where there is none.
   bool take(Range& range) {
     if (!next_) {
@@ -42,13 +39,13 @@ class RowUnits {
   int index_ = 0, count_ = 0, passed_ = 0;
 };
 
-// f(branch, units) for each branch that has rows of x: shares of both together, or with counters units of each.
+// f(branch, units) for each branch that has rows of x: a share of both together, or with counters units of each.
 template <class Args, class F>
-inline void for_branches(const Args& a, int64_t unit, int index, int count, const F& f) {
+inline void for_branches(const Args& a, std::atomic<int64_t>* next, int64_t unit, int index, int count, const F& f) {
   const bool text = a.split > 0, audio = a.split < a.num_rows;
-  if (a.next) {
-    if (text) f(0, RowUnits(a.next, a.n, unit, index, count));
-    if (audio) f(1, RowUnits(a.next + count * kClaimStride, a.n, unit, index, count));
+  if (next) {
+    if (text) f(0, RowUnits(next, a.n, unit, index, count));
+    if (audio) f(1, RowUnits(next + count * kClaimStride, a.n, unit, index, count));
     return;
   }
   const Range range = partition((text + audio) * a.n, 32, index, count);
