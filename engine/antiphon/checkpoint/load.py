@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from antiphon_kernels.native import spread_rows
+from antiphon_kernels.native import empty_rows
 
 from ..config import ModelConfig
 from . import packing, quantized, source
-from .packing import Named, Packer
+from .packing import Allocate, Named, Packer
 
 Weights = dict[str, torch.Tensor]
 Device = torch.device | str
@@ -49,22 +49,22 @@ def load_whisper(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     ``.weight`` and ``.bias``.
     """
     part = source.whisper_source(config)
-    packer = _packer(part, dtype, device)
-    weights = _spread(packing.pack_encoder(packer, config.whisper))
+    packer = _packer(part, dtype, device, matrix=empty_rows)
+    weights = dict(packing.pack_encoder(packer, config.whisper))
     return weights | {f"final_norm.{kind}": packer.join(f"layer_norm.{kind}") for kind in ("weight", "bias")}
 
 
 def load_speech_tokenizer(config: ModelConfig, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Weights:
     """The GLM tokenizer's packed weights: as :func:`load_whisper` without ``final_norm``, with ``codebook`` [K, d]."""
     part = source.speech_tokenizer_source(config)
-    packer = _packer(part, dtype, device)
-    weights = _spread(packing.pack_encoder(packer, config.speech_tokenizer.encoder))
+    packer = _packer(part, dtype, device, matrix=empty_rows)
+    weights = dict(packing.pack_encoder(packer, config.speech_tokenizer.encoder))
     return weights | {"codebook": packer.join("codebook.weight")}
 
 
 def load_flow(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
     """The DiT's weights under their official names without ``speech_model.``."""
-    return _spread(packing.pack_plain(_packer(source.flow_source(config), dtype, device)))
+    return dict(packing.pack_plain(_packer(source.flow_source(config), dtype, device, matrix=empty_rows)))
 
 
 def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
@@ -79,10 +79,5 @@ def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     return dict(packing.pack_vocoder(_packer(part, dtype, device), config.vocoder))
 
 
-def _spread(stream: Iterator[Named]) -> Weights:
-    """Matrices with their rows as far apart as the CPU's tiles like them; one at a time is there twice."""
-    return {name: spread_rows(tensor) if name.endswith(".weight") else tensor for name, tensor in stream}
-
-
-def _packer(part: source.Source, dtype: torch.dtype, device: Device) -> Packer:
-    return Packer(part.shapes, part.read, dtype, torch.device(device), part.where)
+def _packer(part: source.Source, dtype: torch.dtype, device: Device, matrix: Allocate = torch.empty) -> Packer:
+    return Packer(part.shapes, part.read, dtype, torch.device(device), part.where, matrix)

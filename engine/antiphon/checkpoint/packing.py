@@ -17,6 +17,8 @@ from ..errors import CheckpointError
 from .expected import Shapes
 
 Named = tuple[str, torch.Tensor]
+Allocate = Callable[..., torch.Tensor]
+"""As ``torch.empty``: shape, dtype, device."""
 BETA_EPS = 1e-9
 
 
@@ -24,7 +26,8 @@ BETA_EPS = 1e-9
 class Packer:
     """Allocates packed tensors in ``dtype`` on ``device`` and fills them with what ``read`` yields.
 
-    On the meta device nothing is read: only shapes and dtypes come out. ``where`` names the file in errors.
+    On the meta device nothing is read: only shapes and dtypes come out. ``where`` names the file in errors. ``matrix``
+    allocates what :meth:`join` makes of linear maps, those with a bias.
     """
 
     shapes: Shapes
@@ -32,11 +35,13 @@ class Packer:
     dtype: torch.dtype
     device: torch.device
     where: Path = Path()
+    matrix: Allocate = torch.empty
 
     def join(self, *keys: str | None) -> torch.Tensor:
         """The tensors ``keys`` one below the other; None stands for zeros of the first one's shape."""
         rows, rest = self._size(keys)
-        target = torch.empty((rows, *rest), dtype=self.dtype, device=self.device)
+        allocate = self.matrix if self._is_linear(keys[0], rest) else torch.empty
+        target = allocate((rows, *rest), dtype=self.dtype, device=self.device)
         self._fill(target, keys)
         return target
 
@@ -53,6 +58,10 @@ class Packer:
         if self.device.type == "meta":
             return torch.empty(self.shapes[key], device="meta")
         return self.read(key)
+
+    def _is_linear(self, key: str, rest: tuple[int, ...]) -> bool:
+        name, _, kind = key.rpartition(".")
+        return kind == "weight" and len(rest) == 1 and f"{name}.bias" in self.shapes
 
     def _size(self, keys: Sequence[str | None]) -> tuple[int, tuple[int, ...]]:
         shapes = [self.shapes[key or keys[0]] for key in keys]

@@ -85,6 +85,17 @@ def prefers_fixed(weight) -> bool:
     return prefers(weight)
 
 
+def empty_rows(shape, dtype, device):
+    """``rows.empty_rows``, a matrix [out, in] for weights, or a contiguous one where there is no native module."""
+    if not available:
+        import torch
+
+        return torch.empty(shape, dtype=dtype, device=device)
+    from . import rows
+
+    return rows.empty_rows(shape, dtype, device)
+
+
 def spread_rows(weight):
     """``rows.spread_rows`` of a matrix [out, in], or the matrix where there is no native module."""
     if not available:

@@ -1,4 +1,4 @@
-"""Rows of matrices in memory."""
+"""How far apart the rows of a matrix lie in memory."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ WORTH_LINES = 16
 """Lines of a row from which on the distance matters: shorter rows stay in the cache, however they lie."""
 
 
-def spread_rows(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` with rows an odd number of cache lines apart, where tiles read it as it lies; a copy unless it is so already.
+def row_distance(inputs: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Elements from a row to the next: ``inputs``, or where tiles read rows as they lie an odd number of cache lines.
 
     A tile is one line of each of 16 rows. The first-level cache keeps a line in one of 64 sets by its number modulo 64, so rows
     64 lines apart would share a set, which holds fewer of them than two tiles have; an odd distance gives each its own.
-
-    Args:
-        weight: bfloat16 [out, in] with contiguous rows; of other kinds, or without tiles, it is returned as it is.
     """
-    if weight.ndim != 2 or weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+    if dtype != torch.bfloat16 or device.type != "cpu" or not chosen():
+        return inputs
+    of_line = LINE_BYTES // dtype.itemsize
+    lines, rest = divmod(inputs, of_line)
+    return inputs if rest or lines < WORTH_LINES or lines % 2 else inputs + of_line
+
+
+def empty_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A matrix [out, in], not initialised, with its rows at :func:`row_distance`."""
+    outputs, inputs = shape
+    return torch.empty(outputs, row_distance(inputs, dtype, device), dtype=dtype, device=device)[:, :inputs]
+
+
+def spread_rows(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` with its rows at :func:`row_distance`: itself, or a copy. What is no matrix with contiguous rows stays as it is."""
+    if weight.ndim != 2 or not has_rows(weight):
         return weight
-    if not chosen() or not has_rows(weight):
+    if weight.stride(0) == row_distance(weight.shape[1], weight.dtype, weight.device):
         return weight
-    of_line = LINE_BYTES // weight.element_size()
-    lines, rest = divmod(weight.stride(0), of_line)
-    if rest or lines < WORTH_LINES or lines % 2:
-        return weight
-    rows, inputs = weight.shape
-    return weight.new_empty(rows, inputs + of_line)[:, :inputs].copy_(weight)
+    return empty_rows(weight.shape, weight.dtype, weight.device).copy_(weight)
