@@ -6,5 +6,5 @@ from benchmarks.engine_soak import soak
 
 
 def test_random_aborts_under_load(tiny_runtime):
-    row = soak(tiny_runtime, seed=1, steps=150)
+    row = soak(tiny_runtime, seed=1, steps=300)
     assert row["aborted"] > 0 and row["finished"] > 0 and row["preemptions"] > 0
