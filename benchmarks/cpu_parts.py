@@ -24,7 +24,7 @@ from antiphon.config import FlowConfig, VocoderConfig
 from antiphon.models.bigvgan import BigVgan
 from antiphon.models.flow_dit import FlowBatch, FlowDit, FlowWindow
 from antiphon_kernels import alias_free_snake, count_calls
-from antiphon_kernels.native import spread_rows, status
+from antiphon_kernels.native import empty_rows, status
 
 from .plain_modules import PlainDit, PlainVocoder, plain_snake
 from .report import add_json_option, publish, table
@@ -109,9 +109,14 @@ def dit_rows(config: FlowConfig, dtype: torch.dtype, repeats: int) -> list[dict]
     return rows
 
 
+def as_loaded(weight: Tensor) -> Tensor:
+    """``weight`` with its rows where loading a checkpoint puts them."""
+    return empty_rows(weight.shape, weight.dtype, weight.device).copy_(weight) if weight.ndim == 2 else weight
+
+
 def dit_row(config: FlowConfig, weights: dict[str, Tensor], plain_weights: dict[str, Tensor], repeats: int) -> dict:
     """Ours with ``weights`` against the plain module with ``plain_weights``."""
-    loaded = {name: spread_rows(weight) for name, weight in weights.items()}  # as a checkpoint's would be
+    loaded = {name: as_loaded(weight) for name, weight in weights.items()}
     ours, plain = FlowDit(config, loaded), PlainDit(config, plain_weights)
     dtype, plain_dtype = (next(iter(w.values())).dtype for w in (weights, plain_weights))
     window = FlowWindow.empty(config, 1, WINDOW, dtype, torch.device("cpu"))

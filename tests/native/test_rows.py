@@ -7,7 +7,7 @@ import torch
 
 from antiphon.checkpoint import load_flow, load_model_config, load_whisper
 from antiphon.models.flow_dit import FlowDit
-from antiphon_kernels.native import available, spread_rows
+from antiphon_kernels.native import available, empty_rows
 
 if not available:
     pytest.skip("native module not built", allow_module_level=True)
@@ -24,27 +24,26 @@ def is_odd(weight: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("inputs", [512, 768, 2048, 2304, 9216])
 def test_rows_of_many_lines_lie_an_odd_number_apart(inputs, isa):
-    weight = torch.randn(40, inputs).to(torch.bfloat16)
-    spread = spread_rows(weight)
-    assert torch.equal(spread, weight)
-    assert is_odd(spread) == chosen()
-    assert has_rows(spread) and spread_rows(spread) is spread
+    matrix = empty_rows((40, inputs), torch.bfloat16, torch.device("cpu"))
+    assert matrix.shape == (40, inputs) and has_rows(matrix)
+    assert is_odd(matrix) == chosen()
 
 
 @pytest.mark.parametrize(
-    "weight",
+    ("inputs", "dtype"),
     [
-        torch.zeros(40, 192, dtype=torch.bfloat16),  # six lines: stays in the cache
-        torch.zeros(40, 544, dtype=torch.bfloat16),  # odd already
-        torch.zeros(40, 520, dtype=torch.bfloat16),  # no whole lines
-        torch.zeros(40, 512),  # float32 is packed elsewhere
-        torch.zeros(512, dtype=torch.bfloat16),
-        torch.zeros(40, 512, 3, dtype=torch.bfloat16),
+        (192, torch.bfloat16),  # six lines: stays in the cache
+        (544, torch.bfloat16),  # odd already
+        (520, torch.bfloat16),  # no whole lines
+        (512, torch.float32),  # packed elsewhere
     ],
-    ids=lambda weight: f"{weight.dtype} {tuple(weight.shape)}",
 )
-def test_other_tensors_are_left_alone(weight, isa):
-    assert spread_rows(weight) is weight
+def test_other_matrices_are_contiguous(inputs, dtype, isa):
+    assert empty_rows((40, inputs), dtype, torch.device("cpu")).is_contiguous()
+
+
+def test_other_devices_have_contiguous_matrices():
+    assert empty_rows((40, 512), torch.bfloat16, torch.device("meta")).is_contiguous()
 
 
 def test_rows_are_known_by_their_strides():

@@ -96,15 +96,6 @@ def empty_rows(shape, dtype, device):
     return rows.empty_rows(shape, dtype, device)
 
 
-def spread_rows(weight):
-    """``rows.spread_rows`` of a matrix [out, in], or the matrix where there is no native module."""
-    if not available:
-        return weight
-    from . import rows
-
-    return rows.spread_rows(weight)
-
-
 if available:
     from . import (  # noqa: F401
         alias_free_snake,

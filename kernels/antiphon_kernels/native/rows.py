@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .arguments import has_rows
 from .network_pass import chosen
 
 LINE_BYTES = 64
@@ -29,12 +28,3 @@ def empty_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device)
     """A matrix [out, in], not initialised, with its rows at :func:`row_distance`."""
     outputs, inputs = shape
     return torch.empty(outputs, row_distance(inputs, dtype, device), dtype=dtype, device=device)[:, :inputs]
-
-
-def spread_rows(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` with its rows at :func:`row_distance`: itself, or a copy. What is no matrix with contiguous rows stays as it is."""
-    if weight.ndim != 2 or not has_rows(weight):
-        return weight
-    if weight.stride(0) == row_distance(weight.shape[1], weight.dtype, weight.device):
-        return weight
-    return empty_rows(weight.shape, weight.dtype, weight.device).copy_(weight)
