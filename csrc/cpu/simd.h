@@ -100,6 +100,51 @@ inline vf load_swapped(const T* p, int64_t i, int64_t n) {
 #endif
 }
 
+// N vectors, each operation on all of them before the next one: a processor does not look far enough ahead to find so much
+// that is independent in N calls one behind the other.
+template <int N>
+struct Batch {
+  vf v[N];
+};
+template <int N, class F>
+inline Batch<N> batch(const F& f) {
+  Batch<N> out;
+  for (int i = 0; i < N; ++i) out.v[i] = f(i);
+  return out;
+}
+template <int N>
+inline Batch<N> add(Batch<N> a, Batch<N> b) { return batch<N>([&](int i) { return add(a.v[i], b.v[i]); }); }
+template <int N>
+inline Batch<N> sub(Batch<N> a, Batch<N> b) { return batch<N>([&](int i) { return sub(a.v[i], b.v[i]); }); }
+template <int N>
+inline Batch<N> mul(Batch<N> a, Batch<N> b) { return batch<N>([&](int i) { return mul(a.v[i], b.v[i]); }); }
+template <int N>
+inline Batch<N> min(Batch<N> a, Batch<N> b) { return batch<N>([&](int i) { return min(a.v[i], b.v[i]); }); }
+template <int N>
+inline Batch<N> max(Batch<N> a, Batch<N> b) { return batch<N>([&](int i) { return max(a.v[i], b.v[i]); }); }
+template <int N>
+inline Batch<N> fmadd(Batch<N> a, Batch<N> b, Batch<N> c) {
+  return batch<N>([&](int i) { return fmadd(a.v[i], b.v[i], c.v[i]); });
+}
+template <int N>
+inline Batch<N> nearest(Batch<N> a) { return batch<N>([&](int i) { return nearest(a.v[i]); }); }
+template <int N>
+inline Batch<N> inverse(Batch<N> a) { return batch<N>([&](int i) { return inverse(a.v[i]); }); }
+template <int N>
+inline Batch<N> scale_by_power_of_two(Batch<N> a, Batch<N> n) {
+  return batch<N>([&](int i) { return scale_by_power_of_two(a.v[i], n.v[i]); });
+}
+
+// x in every lane of a vector or a batch.
+template <class V>
+struct Splat {
+  static V of(float x) { return set1(x); }
+};
+template <int N>
+struct Splat<Batch<N>> {
+  static Batch<N> of(float x) { return batch<N>([&](int) { return set1(x); }); }
+};
+
 // e^x to 2 ulp for -87.3 < x < 88.3, clamped outside (so never inf, never denormal).
 inline vf exp(vf x) {
   x = max(min(x, set1(88.3f)), set1(-87.3f));
@@ -115,6 +160,25 @@ inline vf exp(vf x) {
   p = add(fmadd(p, mul(r, r), r), set1(1.0f));
   return scale_by_power_of_two(p, n);
 }
+
+// (2^f - 1) / f for |f| <= 1/2, highest coefficient first: 2^f to 3e-6, enough where the result is rounded to bfloat16,
+// and to 1e-7.
+constexpr float kCoarse[] = {9.58283011e-3f, 5.59063997e-2f, 2.40240988e-1f, 6.93124196e-1f};
+constexpr float kFine[] = {1.53533620e-4f, 1.33988750e-3f, 9.61843692e-3f, 5.55033237e-2f, 2.40226477e-1f, 6.93147182e-1f};
+
+template <std::size_t kSize, class V>
+inline V exp2(const float (&coefficients)[kSize], V x) {
+  constexpr auto all = Splat<V>::of;
+  x = max(x, all(-126.0f));
+  const V n = nearest(x), f = sub(x, n);
+  V p = all(coefficients[0]);
+  for (std::size_t i = 1; i < kSize; ++i) p = fmadd(p, f, all(coefficients[i]));
+  return scale_by_power_of_two(fmadd(p, f, all(1.0f)), n);
+}
+
+// 2^x for -126 <= x < 127, clamped below, where the result will be rounded to T; 2^0 is exactly 1.
+template <class T, class V>
+inline V exp2(V x) { return sizeof(T) == 2 ? exp2(kCoarse, x) : exp2(kFine, x); }
 
 // x / (1 + e^-x)
 inline vf silu(vf x) { return mul(x, inverse(add(set1(1.0f), exp(sub(set1(0.0f), x))))); }

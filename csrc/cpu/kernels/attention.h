@@ -39,26 +39,10 @@ struct Lanes {
   int64_t first_end, last_end;  // smallest and largest
 };
 
-// (2^f - 1) / f for |f| <= 1/2, highest coefficient first: 2^f to 3e-6, enough where the result is rounded to bfloat16,
-// and to 1e-7.
-constexpr float kCoarse[] = {9.58283011e-3f, 5.59063997e-2f, 2.40240988e-1f, 6.93124196e-1f};
-constexpr float kFine[] = {1.53533620e-4f, 1.33988750e-3f, 9.61843692e-3f, 5.55033237e-2f, 2.40226477e-1f, 6.93147182e-1f};
-
-// 2^x for -126 <= x < 127, clamped below; 2^0 is exactly 1.
-template <std::size_t kSize>
-inline vf exp2(const float (&coefficients)[kSize], vf x) {
-  x = max(x, set1(-126.0f));
-  const vf n = nearest(x), f = sub(x, n);
-  vf p = set1(coefficients[0]);
-  for (std::size_t i = 1; i < kSize; ++i) p = fmadd(p, f, set1(coefficients[i]));
-  return scale_by_power_of_two(fmadd(p, f, set1(1.0f)), n);
-}
-
 // exp(scale * (score - top)), score <= top; exactly 1 where they are equal. `factor` is weight_factor(scale).
 template <class T>
 inline vf weight(vf score, vf top, vf factor) {
-  const vf x = mul(sub(score, top), factor);
-  return sizeof(T) == 2 ? exp2(kCoarse, x) : exp2(kFine, x);
+  return exp2<T>(mul(sub(score, top), factor));
 }
 inline float weight_factor(float scale) { return scale * 1.44269504f; }
 

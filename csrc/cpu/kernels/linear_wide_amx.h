@@ -101,13 +101,16 @@ inline void store_rows(const float* sums, const bf16* bias, int64_t rows, int64_
 }
 
 // Results of 32 rows of W, rounded, activated and rounded again, as the tile of x that they are to the next linear map.
-template <vf (*kActivation)(vf)>
-inline void store_tile(const float* sums, const bf16* bias, bf16* out) {
-  const auto result = [&](int64_t i) {
-    const vf sum = add(load(sums + 16 * i), set1(bias ? widen(bias[i]) : 0.0f));
-    return kActivation(from_bf16(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum))));
-  };
-  for (int64_t i = 0; i < 32; i += 2) _mm512_store_si512(out + 16 * i, interleave(round_pair(result(i), result(i + 1))));
+template <class F>
+inline void store_tile(const float* sums, const bf16* bias, bf16* out, const F& activation) {
+  for (int64_t i = 0; i < 32; i += kBatch) {
+    const Batch<kBatch> y = activation(batch<kBatch>([&](int j) {
+      const vf sum = add(load(sums + 16 * (i + j)), set1(bias ? widen(bias[i + j]) : 0.0f));
+      return from_bf16(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
+    }));
+    for (int j = 0; j < kBatch; j += 2)
+      _mm512_store_si512(out + 16 * (i + j), interleave(round_pair(y.v[j], y.v[j + 1])));
+  }
 }
 
 // Results of rows [n, n + columns) of W, at most 32, for one block of x.
@@ -115,8 +118,10 @@ inline void store_results(const WideProblem& p, int64_t block, int64_t n, int64_
   const bf16* bias = p.bias ? p.bias + n : nullptr;
   const int64_t row = block * kTileRows, tile = row * p.n + n / kDepth * kTileElements;
   switch (p.activation) {
-    case Activation::gelu_tanh: return store_tile<gelu_tanh>(sums, bias, p.packed_out + tile);
-    case Activation::gelu_exact: return store_tile<gelu_exact>(sums, bias, p.packed_out + tile);
+    case Activation::gelu_tanh:
+      return store_tile(sums, bias, p.packed_out + tile, [](auto x) { return gelu_tanh<bf16>(x); });
+    case Activation::gelu_exact:
+      return store_tile(sums, bias, p.packed_out + tile, [](auto x) { return gelu_exact<bf16>(x); });
     default: store_rows(sums, bias, min64(kTileRows, p.num_rows - row), columns, p.out + row * p.n + n, p.n);
   }
 }
