@@ -1,7 +1,8 @@
 """Speech in, speech out, against the reference pipeline in plain PyTorch: ``python -m benchmarks.cpu_end_to_end --json OUT``.
 
 Both answer the same spoken questions, greedily, at batch 1, in one working precision: bfloat16, the official code's, unless
-``--dtypes`` says others (in any, speech codes are made in float32). The plain side does what
+``--dtypes`` says others (in any, speech codes are made in float32). With ``--weights int8 int4`` our language model is
+``antiphon quantize``'s conversion, the plain side's stays as it is: other answers, of as many steps. The plain side does what
 the official code does (``plain_modules``): encoders on PyTorch operators, both branches and both heads at every position, growing
 caches, per-frame modulations, half of each chunk vocoded again. Ours is the engine as ``KimiAudio.generate`` runs it, with the
 same chunks and overlap. Times by part: recordings, language model, flow matching, vocoder; the rest is everything between.
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from antiphon.checkpoint import load_model_config
+from antiphon.checkpoint.quantize import SCHEMES, quantize_checkpoint
 from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
 from antiphon.execution.llm_runner import LlmRunner
@@ -40,7 +43,7 @@ from .plain_modules import PlainDit, PlainLlm, PlainVocoder
 from .report import add_json_option, publish, table
 
 PARTS = ("recordings", "llm", "flow", "vocoder")
-COLUMNS = ("model", "dtype", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
+COLUMNS = ("model", "dtype", "weights", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
 
 
 class Stopwatch:
@@ -174,9 +177,21 @@ def questions(runtime: Runtime, count: int, limit: int) -> list[PreparedRequest]
     return found
 
 
-def compare(name: str, dtype: str, folder: Path, options: argparse.Namespace) -> list[dict]:
+def converted(folder: Path, weights: str, work: Path) -> Path:
+    """The model of ``folder`` with these weights: itself, or its conversion, made on first use."""
+    if weights == "stored":
+        return folder
+    out = work / f"antiphon-{folder.name.removeprefix('antiphon-')}-{weights}-converted"
+    if not (out / "config.json").exists():
+        quantize_checkpoint(load_model_config(folder), out, weights)
+    return out
+
+
+def compare(name: str, dtype: str, weights: str, options: argparse.Namespace) -> list[dict]:
     """Rows of one model: whole and by part; the first question warms both up and is not counted."""
-    runtimes = [load_runtime(folder, device="cpu", dtype=dtype, cache_bytes=0) for _ in range(2)]
+    folder = locate(name, options.work)
+    folders = converted(folder, weights, options.work), folder
+    runtimes = [load_runtime(path, device="cpu", dtype=dtype, cache_bytes=0) for path in folders]
     watches = [Stopwatch(), Stopwatch()]
     ours, plain = OurPipeline(runtimes[0], watches[0]), PlainPipeline(runtimes[1], watches[1])
     totals, steps, sound = ([], []), 0, 0.0
@@ -192,7 +207,7 @@ def compare(name: str, dtype: str, folder: Path, options: argparse.Namespace) ->
         with use_backend("reference"):
             _, samples = plain.answer(prepared)
         totals[1].append(time.perf_counter() - start)
-        if runtimes[0].dtype == torch.float32:
+        if runtimes[0].dtype == torch.float32 and weights == "stored":
             assert abs(seconds - len(samples) / 24_000) < 1e-6, "both sides must say the same"
         steps, sound = steps + some * (number > 0), sound + seconds * (number > 0)
     mine, theirs = sum(totals[0]), sum(totals[1])
@@ -201,7 +216,7 @@ def compare(name: str, dtype: str, folder: Path, options: argparse.Namespace) ->
     for part in PARTS:
         a, b = (watch.seconds[part] for watch in watches)
         rows.append({"part": part, "ours_s": a, "plain_s": b, "ratio": b / a if a else None})
-    return [{"model": name, "dtype": dtype} | row for row in rows]
+    return [{"model": name, "dtype": dtype, "weights": weights} | row for row in rows]
 
 
 def main() -> None:
@@ -209,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["demo", "0.5b"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
+    parser.add_argument("--weights", nargs="+", default=["stored"], choices=["stored", *SCHEMES], help="of our language model")
     parser.add_argument("--questions", type=int, default=4, help="counted, after one that warms up")
     parser.add_argument("--limit", type=int, default=100, help="steps of an answer at most")
     parser.add_argument(
@@ -218,8 +234,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with torch.inference_mode():
-        for name, dtype in product(options.models, options.dtypes):
-            rows += compare(name, dtype, locate(name, options.work), options)
+        for name, dtype, weights in product(options.models, options.dtypes, options.weights):
+            rows += compare(name, dtype, weights, options)
             print(table(rows[-1 - len(PARTS) :], COLUMNS), flush=True)
     publish("cpu_end_to_end", rows, options.json, native=status(), torch_threads=torch.get_num_threads())
 
