@@ -161,6 +161,8 @@ inline vf exp(vf x) {
   return scale_by_power_of_two(p, n);
 }
 
+constexpr float kLog2E = 1.44269504f;
+
 // (2^f - 1) / f for |f| <= 1/2, highest coefficient first: 2^f to 3e-6, enough where the result is rounded to bfloat16,
 // and to 1e-7.
 constexpr float kCoarse[] = {9.58283011e-3f, 5.59063997e-2f, 2.40240988e-1f, 6.93124196e-1f};
@@ -179,8 +181,5 @@ inline V exp2(const float (&coefficients)[kSize], V x) {
 // 2^x for -126 <= x < 127, clamped below, where the result will be rounded to T; 2^0 is exactly 1.
 template <class T, class V>
 inline V exp2(V x) { return sizeof(T) == 2 ? exp2(kCoarse, x) : exp2(kFine, x); }
-
-// x / (1 + e^-x)
-inline vf silu(vf x) { return mul(x, inverse(add(set1(1.0f), exp(sub(set1(0.0f), x))))); }
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -44,7 +44,7 @@ template <class T>
 inline vf weight(vf score, vf top, vf factor) {
   return exp2<T>(mul(sub(score, top), factor));
 }
-inline float weight_factor(float scale) { return scale * 1.44269504f; }
+inline float weight_factor(float scale) { return scale * kLog2E; }
 
 // 1 where the lane sees the key, else 0.
 inline vf visible(vf ends, int64_t key) {

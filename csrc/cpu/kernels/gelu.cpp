@@ -1,6 +1,5 @@
 // GELU of every element, one rounding. Threads own ranges of elements.
-#include "gelu.h"
-
+#include "activations.h"
 #include "kernels.h"
 
 namespace antiphon::ANTIPHON_ISA {

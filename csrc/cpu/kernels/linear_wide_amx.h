@@ -7,7 +7,7 @@
 // second-level cache, of W and where all of it would not, of x; sums wait in memory for the next one.
 #pragma once
 
-#include "gelu.h"
+#include "activations.h"
 #include "results_ahead.h"
 #include "tiles.h"
 #include "weights_ahead.h"
