@@ -22,7 +22,7 @@ SHAPES = [
     (9, 64, 2100, 0),  # second branch alone; two chunks of columns
     (16, 31, 97, 16),  # the most rows
     (16, 130, 257, 7),  # both branches, nothing whole
-    (3, 150, 600, 3),  # W walked in runs of rows a page long, and the rows that are left
+    (3, 250, 600, 3),  # W walked in runs of rows two pages long, and the rows that are left
 ]
 
 
@@ -59,8 +59,9 @@ def test_agrees_with_reference(shape, dtype, with_bias, isa, poison):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_is_the_same_at_every_batch_size_and_thread_count(dtype, isa, with_threads):
-    x, weight, bias, _ = build(16, 75, 300, 16, dtype)
+@pytest.mark.parametrize("n, k", [(75, 300), (250, 600)], ids=["rows", "runs"])
+def test_a_row_is_the_same_at_every_batch_size_and_thread_count(n, k, dtype, isa, with_threads):
+    x, weight, bias, _ = build(16, n, k, 16, dtype)
     alone = torch.cat([with_threads(1, lambda t=t: native(x[t : t + 1], weight, bias, 1)) for t in range(16)])
     for rows in (2, 3, 4, 5, 8, 11, 16):
         for threads in (1, 2, 3):

@@ -22,7 +22,7 @@ SHAPES = [  # rows, out, in, split
     (5, 47, 384, 2),  # both branches, nothing whole
     (9, 64, 256, 0),  # second branch alone, second group of rows
     (16, 31, 2048, 16),  # the most rows; long sums
-    (3, 150, 1024, 3),  # W walked in runs of rows a page long, and the rows that are left
+    (3, 300, 1024, 3),  # W walked in runs of rows two pages long, and the rows that are left
     (6, 100, 128, 6),  # panels of one group each, the last one not whole
     (13, 65, 640, 0),  # rows of x and of weights that fill no second tile, groups of odd number
 ]

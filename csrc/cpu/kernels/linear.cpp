@@ -7,6 +7,7 @@
 // A block is 4 rows of W against up to 4 rows of x (16 accumulators). K is walked in chunks short enough that a chunk
 // of the 4 rows of W, once read from memory, stays in the first-level cache for the other blocks of x rows.
 #include "kernels.h"
+#include "row_runs.h"
 #include "row_units.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)
@@ -20,7 +21,6 @@ constexpr int kRows = 4;
 constexpr int kCols = 4;
 constexpr int64_t kChunkBytes = 4096;   // of one row of W
 constexpr int64_t kPrefetchBytes = 1024;
-constexpr int64_t kUnitRows = 32;  // of W, taken at a time
 
 template <class T>
 struct Problem {
@@ -114,7 +114,7 @@ void branch(const LinearArgs& a, int which, RowUnits units) {
 
 template <class T>
 void run(const LinearArgs& a, int index, int count) {
-  for_branches(a, a.next, kUnitRows, index, count,
+  for_branches(a, a.next, unit_rows(a.w_stride * static_cast<int64_t>(sizeof(T))), index, count,
                [&](int which, const RowUnits& units) { branch<T>(a, which, units); });
 }
 

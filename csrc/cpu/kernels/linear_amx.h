@@ -32,15 +32,16 @@ inline void copy_partial_tile(const bf16* w, int64_t stride, int64_t rows, int64
   for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kTileK, w + r * stride, columns * sizeof(bf16));
 }
 
-// Two blocks of 16 whole rows of W, `w_stride` elements apart.
-inline void tile_block_pair(const bf16* w, int64_t w_stride, int64_t k, const uint32_t* pairs, int64_t num_rows,
-                            float (*sums)[256]) {
-  const int64_t stride = w_stride * 2, whole = k / kTileK, x_stride = 4 * num_rows;
-  const bf16* other = w + kTileRows * w_stride;
+// Row `row` of 32 runs of `run` whole rows of W, `w_stride` elements apart, as two blocks: rows of a tile are a run apart.
+inline void tile_block_pair(const bf16* first, int64_t w_stride, int64_t run, int64_t row, int64_t k,
+                            const uint32_t* pairs, int64_t num_rows, float (*sums)[256]) {
+  const int64_t stride = run * w_stride * 2, whole = k / kTileK, x_stride = 4 * num_rows;
+  const bf16* w = first + row * w_stride;
+  const bf16* other = w + kTileRows * run * w_stride;
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < whole; ++i) {
-    prefetch_runs<2 * kTileRows, 256>(w, stride, i * kTileBytes);
+    prefetch_runs<2 * kTileRows, 256>(first, stride, row * w_stride * 2 + i * kTileBytes);
     _tile_loadd(6, pairs + i * kTileK / 2 * num_rows, x_stride);
     _tile_loadd(4, w + i * kTileK, stride);
     _tile_dpbf16ps(0, 4, 6);
@@ -49,8 +50,8 @@ inline void tile_block_pair(const bf16* w, int64_t w_stride, int64_t k, const ui
   }
   if (whole * kTileK < k) {
     alignas(64) bf16 partial[2][kTileRows * kTileK];
-    copy_partial_tile(w + whole * kTileK, w_stride, kTileRows, k - whole * kTileK, partial[0]);
-    copy_partial_tile(other + whole * kTileK, w_stride, kTileRows, k - whole * kTileK, partial[1]);
+    copy_partial_tile(w + whole * kTileK, run * w_stride, kTileRows, k - whole * kTileK, partial[0]);
+    copy_partial_tile(other + whole * kTileK, run * w_stride, kTileRows, k - whole * kTileK, partial[1]);
     order_tiles();
     _tile_loadd(6, pairs + whole * kTileK / 2 * num_rows, x_stride);
     _tile_loadd(4, partial[0], 64);
@@ -86,17 +87,28 @@ inline void tile_linear(const bf16* x, int64_t x_stride, int64_t num_rows, const
   order_tiles();
   configure_tiles(num_rows);
   alignas(64) float sums[2][256];
+  // Sums of a block whose rows are `run` apart from n on.
+  const auto store = [&](const float* from, int64_t n, int64_t rows, int64_t run) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t t = 0; t < num_rows; ++t)
+        out[t * out_stride + n + r * run] =
+            round_bf16(from[r * num_rows + t] + (bias ? widen(bias[n + r * run]) : 0.0f));
+  };
   for (Range range; units.take(range);)
     for (int64_t n = range.begin; n < range.end;) {
-      const int64_t rows = n + 2 * kTileRows <= range.end ? 2 * kTileRows : min64(kTileRows, range.end - n);
-      if (rows == 2 * kTileRows) tile_block_pair(w + n * w_stride, w_stride, k, pairs, num_rows, sums);
-      else tile_block(w + n * w_stride, w_stride, rows, k, pairs, num_rows, sums[0]);
-      const float* sum = sums[0];
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t t = 0; t < num_rows; ++t)
-          out[t * out_stride + n + r] = round_bf16(sum[r * num_rows + t + (r / 16) * (256 - 16 * num_rows)] +
-                                                   (bias ? widen(bias[n + r]) : 0.0f));
-      n += rows;
+      const int64_t left = range.end - n, run = rows_per_run(w_stride * 2, 2 * kTileRows, left);
+      if (left < 2 * kTileRows) {
+        const int64_t rows = min64(kTileRows, left);
+        tile_block(w + n * w_stride, w_stride, rows, k, pairs, num_rows, sums[0]);
+        store(sums[0], n, rows, 1);
+        n += rows;
+        continue;
+      }
+      for (int64_t row = 0; row < run; ++row) {
+        tile_block_pair(w + n * w_stride, w_stride, run, row, k, pairs, num_rows, sums);
+        for (int64_t block = 0; block < 2; ++block) store(sums[block], n + row + block * kTileRows * run, kTileRows, run);
+      }
+      n += 2 * kTileRows * run;
     }
   _tile_release();
 }
