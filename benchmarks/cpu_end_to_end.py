@@ -188,33 +188,37 @@ def converted(folder: Path, weights: str, work: Path) -> Path:
 
 
 def compare(name: str, dtype: str, weights: str, options: argparse.Namespace) -> list[dict]:
-    """Rows of one model: whole and by part; the first question warms both up and is not counted."""
+    """Rows of one model: whole and by part. Every question is answered twice and the second time counts: operators of the
+    plain side prepare themselves for shapes that they have not seen."""
     folder = locate(name, options.work)
     folders = converted(folder, weights, options.work), folder
     runtimes = [load_runtime(path, device="cpu", dtype=dtype, cache_bytes=0) for path in folders]
     watches = [Stopwatch(), Stopwatch()]
     ours, plain = OurPipeline(runtimes[0], watches[0]), PlainPipeline(runtimes[1], watches[1])
-    totals, steps, sound = ([], []), 0, 0.0
-    for number, prepared in enumerate(questions(runtimes[0], options.questions + 1, options.limit)):
-        if number == 1:
-            totals = ([], [])
+    totals, parts, steps, sound = ([], []), (Counter(), Counter()), 0, 0.0
+    for prepared in questions(runtimes[0], options.questions, options.limit):
+        for counts in (False, True):
             for watch in watches:
                 watch.seconds.clear()
-        start = time.perf_counter()
-        some, seconds = ours.answer(prepared)
-        totals[0].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        with use_backend("reference"):
-            _, samples = plain.answer(prepared)
-        totals[1].append(time.perf_counter() - start)
-        if runtimes[0].dtype == torch.float32 and weights == "stored":
-            assert abs(seconds - len(samples) / 24_000) < 1e-6, "both sides must say the same"
-        steps, sound = steps + some * (number > 0), sound + seconds * (number > 0)
+            start = time.perf_counter()
+            some, seconds = ours.answer(prepared)
+            middle = time.perf_counter()
+            with use_backend("reference"):
+                _, samples = plain.answer(prepared)
+            if runtimes[0].dtype == torch.float32 and weights == "stored":
+                assert abs(seconds - len(samples) / 24_000) < 1e-6, "both sides must say the same"
+            if not counts:
+                continue
+            for total, took in zip(totals, (middle - start, time.perf_counter() - middle)):
+                total.append(took)
+            for part, watch in zip(parts, watches):
+                part.update(watch.seconds)
+            steps, sound = steps + some, sound + seconds
     mine, theirs = sum(totals[0]), sum(totals[1])
     ratio = statistics.median(b / a for a, b in zip(*totals))
     rows = [{"part": "all", "ours_s": mine, "plain_s": theirs, "ratio": ratio, "steps": steps, "sound_s": sound}]
     for part in PARTS:
-        a, b = (watch.seconds[part] for watch in watches)
+        a, b = (seconds[part] for seconds in parts)
         rows.append({"part": part, "ours_s": a, "plain_s": b, "ratio": b / a if a else None})
     return [{"model": name, "dtype": dtype, "weights": weights} | row for row in rows]
 
@@ -225,7 +229,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo", "0.5b"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     parser.add_argument("--weights", nargs="+", default=["stored"], choices=["stored", *SCHEMES], help="of our language model")
-    parser.add_argument("--questions", type=int, default=4, help="counted, after one that warms up")
+    parser.add_argument("--questions", type=int, default=4, help="each answered twice, once to warm up")
     parser.add_argument("--limit", type=int, default=100, help="steps of an answer at most")
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()), help="where synthetic models are kept"
