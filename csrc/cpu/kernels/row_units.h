@@ -39,16 +39,20 @@ class RowUnits {
   int index_ = 0, count_ = 0, passed_ = 0;
 };
 
-// f(branch, units) for each branch that has rows of x: a share of both together, or with counters units of each.
+constexpr int64_t kLeastRows = 32, kLeastUnits = 2;  // of a unit; of a thread
+
+// f(branch, units) for each branch that has rows of x: a share of both together, or with counters units of each, of
+// `whole` rows where threads would have enough of them.
 template <class Args, class F>
-inline void for_branches(const Args& a, std::atomic<int64_t>* next, int64_t unit, int index, int count, const F& f) {
+inline void for_branches(const Args& a, std::atomic<int64_t>* next, int64_t whole, int index, int count, const F& f) {
   const bool text = a.split > 0, audio = a.split < a.num_rows;
   if (next) {
+    const int64_t unit = a.n < kLeastUnits * count * whole ? kLeastRows : whole;
     if (text) f(0, RowUnits(next, a.n, unit, index, count));
     if (audio) f(1, RowUnits(next + count * kClaimStride, a.n, unit, index, count));
     return;
   }
-  const Range range = partition((text + audio) * a.n, 32, index, count);
+  const Range range = partition((text + audio) * a.n, kLeastRows, index, count);
   if (text && range.begin < a.n) f(0, RowUnits({range.begin, min64(range.end, a.n)}));
   const int64_t shift = text ? a.n : 0;
   if (audio && range.end > shift) f(1, RowUnits({max64(range.begin - shift, 0), range.end - shift}));
