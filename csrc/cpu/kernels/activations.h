@@ -41,4 +41,15 @@ inline V gelu_exact(V x) {
   return sub(max(x, all(0.0f)), mul(size, tail));                               // x - x tail or -|x| tail
 }
 
+// put(i, f(x[i ..]), count) for every vector of n elements, kBatch of them at a time; count < VF for a shorter last one.
+template <class T, class F, class Put>
+inline void activate(const T* x, int64_t n, const F& f, const Put& put) {
+  const int64_t whole = n / (kBatch * VF) * kBatch * VF;
+  for (int64_t i = 0; i < whole; i += kBatch * VF) {
+    const auto y = f(batch<kBatch>([&](int j) { return load(x + i + j * VF); }));
+    for (int j = 0; j < kBatch; ++j) put(i + j * VF, y.v[j], static_cast<int64_t>(VF));
+  }
+  for_vectors(n - whole, [&](int64_t i, int64_t count) { put(whole + i, f(load_upto(x + whole + i, count)), count); });
+}
+
 }  // namespace antiphon::ANTIPHON_ISA

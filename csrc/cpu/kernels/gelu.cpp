@@ -10,14 +10,7 @@ void apply(const GeluArgs& a, int index, int count, const F& f) {
   const Range range = partition(a.size, 512, index, count);
   const T* x = static_cast<const T*>(a.x) + range.begin;
   T* out = static_cast<T*>(a.out) + range.begin;
-  const int64_t size = range.end - range.begin, whole = size / (kBatch * VF) * kBatch * VF;
-  for (int64_t i = 0; i < whole; i += kBatch * VF) {
-    const auto y = f(batch<kBatch>([&](int j) { return load(x + i + j * VF); }));
-    for (int j = 0; j < kBatch; ++j) store(out + i + j * VF, y.v[j]);
-  }
-  for_vectors(size - whole, [&](int64_t i, int64_t n) {
-    store_upto(out + whole + i, f(load_upto(x + whole + i, n)), n);
-  });
+  activate(x, range.end - range.begin, f, [&](int64_t i, vf y, int64_t n) { store_upto(out + i, y, n); });
 }
 
 template <class T>

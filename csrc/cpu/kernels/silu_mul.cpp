@@ -15,17 +15,9 @@ void run(const SiluMulArgs& a, int index, int count) {
     const int64_t t = unit / blocks, begin = unit % blocks * kGrain;
     const T* gate = static_cast<const T*>(a.x) + t * 2 * a.half + begin;
     T* out = static_cast<T*>(a.out) + t * a.half + begin;
-    const int64_t size = min64(kGrain, a.half - begin), whole = size / (kBatch * VF) * kBatch * VF;
-    for (int64_t i = 0; i < whole; i += kBatch * VF) {
-      const auto activated = silu<T>(batch<kBatch>([&](int j) { return load(gate + i + j * VF); }));
-      for (int j = 0; j < kBatch; ++j) {
-        const int64_t at = i + j * VF;
-        store(out + at, mul(through<T>(activated.v[j]), load(gate + a.half + at)));
-      }
-    }
-    for_vectors(size - whole, [&](int64_t i, int64_t n) {
-      const vf activated = through<T>(silu<T>(load_upto(gate + whole + i, n)));
-      store_upto(out + whole + i, mul(activated, load_upto(gate + a.half + whole + i, n)), n);
+    const auto activation = [](auto x) { return silu<T>(x); };
+    activate(gate, min64(kGrain, a.half - begin), activation, [&](int64_t i, vf y, int64_t n) {
+      store_upto(out + i, mul(through<T>(y), load_upto(gate + a.half + i, n)), n);
     });
   }
 }
