@@ -84,12 +84,11 @@ void linear_wide(const LinearWideArgs& a, int index, int count) {
     const int64_t step = rows_at_once(whole.num_rows, a.k);
     const WideWalk walk = wide_walk(min64(step, whole.num_rows), a.k);
     const int64_t columns = walk.panels * kWideRows, units = (a.n + columns - 1) / columns;
-    const int64_t ahead = walk.panels == 1 ? columns : 0;  // beside a chunk of x there is no room
     for (int64_t row = 0; row < whole.num_rows; row += step, first += units) {
       const WideProblem p = rows_of(whole, row, step);
       for (; unit < first + units; unit = claim()) {
-        const int64_t n = (unit - first) * columns;
-        wide_panels(p, walk, n, min64(columns, a.n - n), rows_ahead(p, n + count * columns, ahead), memory);
+        const int64_t n = (unit - first) * columns, next = n + count * columns;  // if threads are equally fast
+        wide_panels(p, walk, n, min64(columns, a.n - n), next < a.n ? p.w + next * p.w_stride : nullptr, memory);
       }
     }
   }

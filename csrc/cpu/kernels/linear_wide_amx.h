@@ -1,10 +1,11 @@
 // Wide bfloat16 linear on AMX tiles; included by linear_wide.cpp where the instruction set has them.
 //
-// 32 rows of W meet 32 rows of x in four accumulator tiles. Tiles of W are loaded as its rows lie. A tile that is not in
-// the first-level cache is waited for line by line, so the next ones, of W and x, are fetched between the products, and
-// so is a later panel of W, from memory. Every output is the same sum in the same order as in linear_amx.h, so a row has
-// the same result in a prompt and in a decode step; one below 2^-126 is zero. k is walked in chunks, which stay in the
-// second-level cache, of W and where all of it would not, of x; sums wait in memory for the next one.
+// 32 rows of W meet 32 rows of x in four accumulator tiles. Tiles of W are loaded as its rows lie. k is walked in chunks
+// so narrow that a panel's stays in the first-level cache while all rows of x pass by; sums wait in memory for the next
+// one. Tiles of x come from the second-level cache in time by themselves: asking for them takes more slots than they
+// are worth. W comes from memory and is asked for two chunks ahead, between the products. Where x does not stay in the
+// second-level cache, a wider chunk of it does, for two panels. Every output is the same sum in the same order as in
+// linear_amx.h, so a row has the same result in a prompt and in a decode step; one below 2^-126 is zero.
 #pragma once
 
 #include "activations.h"
@@ -18,7 +19,8 @@ constexpr int64_t kDepth = 32;                        // columns of a tile
 constexpr int64_t kTileElements = kTileRows * kDepth;
 constexpr int64_t kWideRows = 2 * kTileRows;          // of W that meet a pair of blocks of x in four accumulators
 constexpr int64_t kCachedElements = 5 << 17;          // of x that stay in the second-level cache beside a panel of W
-constexpr int64_t kChunkDepths = 144, kShortChunkDepths = 64, kPanels = 2;
+constexpr int64_t kChunkDepths = 8, kAheadDepths = 2 * kChunkDepths;  // tiles along k
+constexpr int64_t kCachedDepths = 64, kPanels = 2;    // of x where not all of it stays, and for how many panels
 constexpr int64_t kPairSums = 4 * 256;                // [blocks of x][blocks of W][16 rows of W][16 rows of x]
 
 inline int64_t wide_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -45,37 +47,23 @@ struct WideProblem {
   int64_t num_rows, n, k;
 };
 
-// Rows [n, n + rows) of W, three lines a step: more, up to all of them in time, was no faster.
-inline WeightsAhead rows_ahead(const WideProblem& p, int64_t n, int64_t rows) {
-  WeightsAhead ahead;
-  ahead.w = reinterpret_cast<const char*>(p.w + min64(n, p.n) * p.w_stride);
-  ahead.row_bytes = max64(0, min64(rows, p.n - n)) * p.w_stride * 2;
-  ahead.rows = ahead.row_bytes > 0;
-  ahead.lines = 3;
-  return ahead;
-}
-
 // Sums of 32 rows of W, `stride` elements apart, times one or two blocks of x, += over `depths` of k.
 template <int kBlocks>
 inline void wide_tiles(const bf16* w, int64_t stride, const bf16* x, int64_t k, int64_t depths, bool first,
-                       WeightsAhead& later, ResultsAhead results, float* sums) {
+                       WeightsAhead& ahead, ResultsAhead results, float* sums) {
   first ? zero_sums<kBlocks>() : load_sums<kBlocks>(sums, 256, 2 * 256);
   const bf16* other = w + kTileRows * stride;
   for (int64_t i = 0; i < depths; ++i, w += kDepth, other += kDepth, x += kTileElements) {
-    fetch_tile(w + kDepth, 2 * stride);
     _tile_loadd(4, w, 2 * stride);
     _tile_loadd(6, x, 64);
     _tile_dpbf16ps(0, 4, 6);
-    fetch_tile(other + kDepth, 2 * stride);
     _tile_loadd(5, other, 2 * stride);
     _tile_dpbf16ps(1, 5, 6);
-    fetch_tile(x + kTileElements);
-    later.fetch();
+    ahead.fetch();
     results.fetch();
     if constexpr (kBlocks == 2) {
       _tile_loadd(7, x + kTileRows * k, 64);
       _tile_dpbf16ps(2, 4, 7);
-      fetch_tile(x + kTileRows * k + kTileElements);
       _tile_dpbf16ps(3, 5, 7);
     }
   }
@@ -134,14 +122,13 @@ inline ResultsAhead results_ahead(const WideProblem& p, int64_t block, int64_t n
   return {p.out + row * p.n + n, p.n * 2, of_block, rows, steps};
 }
 
-// How W passes by x: so many panels of kWideRows rows at a time, in chunks of so many tiles along k.
+// How W passes by x: so many panels of kWideRows rows at a time, `depths` tiles along k of all rows of x.
 struct WideWalk {
   int64_t panels, depths;
 };
 
-// Where x does not stay in the second-level cache, a chunk of it does, for several panels.
 inline WideWalk wide_walk(int64_t num_rows, int64_t k) {
-  return num_rows * k <= kCachedElements ? WideWalk{1, kChunkDepths} : WideWalk{kPanels, kShortChunkDepths};
+  return num_rows * k <= kCachedElements ? WideWalk{1, k / kDepth} : WideWalk{kPanels, kCachedDepths};
 }
 
 // Sums of a panel, if they wait for the next chunk.
@@ -158,8 +145,14 @@ struct WidePanel {
   int64_t stride, n, columns;
 };
 
+// The chunk of kWideRows rows that starts at w, or nothing, for as many steps as a chunk takes.
+inline WeightsAhead chunk_ahead(const WideProblem& p, const bf16* w) {
+  const int64_t steps = kChunkDepths * ((wide_blocks(p.num_rows) + 1) / 2);
+  return w ? WeightsAhead(w, p.w_stride * 2, kChunkDepths * kTileBytes, kWideRows, steps) : WeightsAhead();
+}
+
 // Chunk [begin, end) of a panel for all rows of x.
-inline void wide_chunk(const WideProblem& p, const WidePanel& panel, int64_t begin, int64_t end, WeightsAhead& later,
+inline void wide_chunk(const WideProblem& p, const WidePanel& panel, int64_t begin, int64_t end, WeightsAhead ahead,
                        float* sums) {
   const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth;
   const int64_t step = begin > 0 || end < depths ? kPairSums : 0;  // sums of a single chunk need not wait
@@ -167,14 +160,24 @@ inline void wide_chunk(const WideProblem& p, const WidePanel& panel, int64_t beg
     const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
     const bool ends = end == depths;
     run(panel.w + begin * kDepth, panel.stride, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin,
-        begin == 0, later, ends ? results_ahead(p, b, panel.n, end - begin) : ResultsAhead(), sums);
+        begin == 0, ahead, ends ? results_ahead(p, b, panel.n, end - begin) : ResultsAhead(), sums);
     if (!ends) continue;
     for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, panel.n, panel.columns, sums + 512 * i);
   }
 }
 
-// Rows [n, n + columns) of W, as many as a walk takes at a time, for all rows of x.
-inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, int64_t columns, WeightsAhead later,
+// Depths [begin, end) of a panel; `then` is where W is read on after them, or null.
+inline void wide_chunks(const WideProblem& p, const WidePanel& panel, int64_t begin, int64_t end, const bf16* then,
+                        float* sums) {
+  for (int64_t from = begin; from < end; from += kChunkDepths) {
+    const int64_t later = from + kAheadDepths;
+    const bf16* w = later < end ? panel.w + later * kDepth : then ? then + (later - end) * kDepth : nullptr;
+    wide_chunk(p, panel, from, min64(from + kChunkDepths, end), chunk_ahead(p, w), sums);
+  }
+}
+
+// Rows [n, n + columns) of W, as many as a walk takes at a time, for all rows of x; `then` as above.
+inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, int64_t columns, const bf16* then,
                         float* memory) {
   const int64_t depths = p.k / kDepth, whole = columns / kWideRows * kWideRows, waiting = panel_sums(p.num_rows);
   bf16* rest = reinterpret_cast<bf16*>(memory + kPanels * waiting);
@@ -183,11 +186,16 @@ inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, i
       std::memcpy(rest + (i - whole) * p.k, p.w + (n + i) * p.w_stride, p.k * 2);
     std::memset(rest + (columns - whole) * p.k, 0, (whole + kWideRows - columns) * p.k * 2);
   }
+  const auto panel = [&](int64_t i) {
+    return WidePanel{i < whole ? p.w + (n + i) * p.w_stride : rest, i < whole ? p.w_stride : p.k, n + i,
+                     min64(kWideRows, columns - i)};
+  };
   for (int64_t begin = 0; begin < depths; begin += walk.depths)
     for (int64_t i = 0; i < columns; i += kWideRows) {
-      const bf16* w = i < whole ? p.w + (n + i) * p.w_stride : rest;
-      const WidePanel panel{w, i < whole ? p.w_stride : p.k, n + i, min64(kWideRows, columns - i)};
-      wide_chunk(p, panel, begin, min64(begin + walk.depths, depths), later, memory + i / kWideRows * waiting);
+      const int64_t end = min64(begin + walk.depths, depths);
+      const bool last = i + kWideRows >= columns;
+      const bf16* next = !last ? panel(i + kWideRows).w + begin * kDepth : end < depths ? panel(0).w + end * kDepth : then;
+      wide_chunks(p, panel(i), begin, end, next, memory + i / kWideRows * waiting);
     }
 }
 
