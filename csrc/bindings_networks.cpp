@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "decode_step.h"
+#include "draft_length.h"
 #include "encoder_pass.h"
 #include "flow_pass.h"
 #include "token_step.h"
@@ -89,14 +90,16 @@ void run_decode_step(DecodeStep& step, Address audio_ids, Address text_ids, cons
   step.run(input);
 }
 
-// sampling: temperature, penalty, top_k, window, seeds; sizes: num_slots, capacity, head_delay; ids as above.
+// sampling: temperature, penalty, top_k, window, seeds; sizes: num_slots, capacity, head_delay; ids as above;
+// draft may be None.
 std::unique_ptr<TokenStep> token_step(DecodeStep& step, const std::vector<Address>& state,
                                       const std::vector<Address>& sampling, const std::vector<int64_t>& sizes,
-                                      const std::vector<int64_t>& ids) {
+                                      const std::vector<int64_t>& ids, DecodeStep* draft) {
   return std::make_unique<TokenStep>(
       step, RequestState{stream_state(state, sizes.at(1)), at<float>(sampling.at(0)), at<float>(sampling.at(1)),
                          at<int64_t>(sampling.at(2)), at<int64_t>(sampling.at(3)), at<int64_t>(sampling.at(4)),
-                         sizes.at(0), sizes.at(2), {ids.at(0), ids.at(1), ids.at(2), ids.at(3), ids.at(4)}});
+                         sizes.at(0), sizes.at(2), {ids.at(0), ids.at(1), ids.at(2), ids.at(3), ids.at(4)}},
+      draft);
 }
 
 // rows: addresses of slots, base, run_text, run_audio; drawn [steps, 4, num_rows]. Returns what was computed.
@@ -112,7 +115,8 @@ std::vector<int64_t> run_token_step(TokenStep& step, int64_t num_rows, const std
     py::gil_scoped_release release;
     work = step.run(batch, steps, at<int64_t>(drawn));
   }
-  return {work.trunk_rows, work.text_rows, work.audio_rows, work.text_heads, work.audio_heads};
+  return {work.trunk_rows, work.text_rows, work.audio_rows, work.text_heads, work.audio_heads, work.drafted,
+          work.accepted};
 }
 
 std::vector<PassLinear> pass_linears(const std::vector<Addresses>& linears) {
@@ -183,5 +187,8 @@ void bind_networks(py::module_& m) {
   py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
   py::class_<EncoderPass>(m, "EncoderPass").def(py::init(&encoder_pass)).def("run", &run_encoder_pass);
   py::class_<FlowPass>(m, "FlowPass").def(py::init(&flow_pass)).def("run", &run_flow_pass);
-  py::class_<TokenStep>(m, "TokenStep").def(py::init(&token_step), py::keep_alive<1, 2>()).def("run", &run_token_step);
+  m.def("next_draft_length", &next_draft_length);
+  py::class_<TokenStep>(m, "TokenStep")
+      .def(py::init(&token_step), py::keep_alive<1, 2>(), py::keep_alive<1, 7>())
+      .def("run", &run_token_step);
 }

@@ -27,24 +27,26 @@ def random_model(config: LlmConfig = CONFIG) -> DualQwen:
     return DualQwen(config, {name: torch.randn(t.shape, generator=generator) * 0.15 for name, t in shapes.items()})
 
 
+SAMPLED = SamplingParams(text=StreamSampling(0.8, 5, 1.2, 2), audio=StreamSampling(1.1, 7, 1.1, 3))
+
+
 class World:
     """One copy of pages and state, and the host's view of its requests: every slot owns the pages of its number.
 
     There are SLOTS slots, or two more than requests where those are many: some are nobody's.
     """
 
-    def __init__(self, model, requests, limit=40):
+    def __init__(self, model, requests, limit=40, sampling=SAMPLED, draft=None):
         self.num_slots = SLOTS if len(requests) <= SLOTS else len(requests) + 2
         self.pages = pages = self.num_slots * PAGES
         self.requests = requests  # (speaks, text_ended, prompt)
         self.kv = allocate(CONFIG, KVSizes(pages + 1, pages, pages + 1), torch.float32, CPU)
         self.state = DecodeState(model.config, self.num_slots + 1, CPU)
-        self.runner = LlmRunner(model, self.kv, self.state)
+        self.runner = LlmRunner(model, self.kv, self.state, draft=draft)
         self.own = np.arange(pages, dtype=np.int32).reshape(self.num_slots, PAGES)
         order = [5, 1, 3, 0, 4, 2] if self.num_slots == SLOTS else np.random.default_rng(0).permutation(self.num_slots)
         self.slots = np.array(order[: len(requests)])
         self.steps = 0
-        sampling = SamplingParams(text=StreamSampling(0.8, 5, 1.2, 2), audio=StreamSampling(1.1, 7, 1.1, 3))
         for slot, (speaks, *_) in zip(self.slots, requests):
             self.state.open(int(slot), sampling, 100 + int(slot), speaks, limit)
         self.prefill()

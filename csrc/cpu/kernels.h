@@ -290,6 +290,7 @@ struct SampleTokensArgs {
   const int64_t* seeds;
   int64_t stream;
   int64_t* out;                // [num_rows]
+  const int64_t* lengths = nullptr;  // [num_rows] in place of the slots' history_len: so many entries are there
 };
 
 // Per-slot arrays of both streams.

@@ -204,7 +204,8 @@ template <class T>
 void run(const SampleTokensArgs& a, int index, int count) {
   const Range range = partition(a.num_rows, 1, index, count);
   for (int64_t r = range.begin; r < range.end; ++r) {
-    const int64_t slot = a.slots[r], length = a.history_len[slot], parameters = slot * a.parameter_stride;
+    const int64_t slot = a.slots[r], parameters = slot * a.parameter_stride;
+    const int64_t length = a.lengths ? a.lengths[r] : a.history_len[slot];
     const float penalty = a.penalty[parameters];
     const int64_t window = a.window[parameters], reach = penalty > 1.0f && length > window ? window : 0;
     Row<T> row{static_cast<const T*>(a.logits) + r * a.logits_stride, a.vocabulary, a.top_k[parameters], reach,

@@ -18,7 +18,7 @@ from antiphon_kernels import advance_streams, sample_tokens
 from antiphon_kernels.native import bind_decode_step, bind_token_step
 
 from ..config import LlmConfig
-from ..errors import EngineError
+from ..errors import ConfigError, EngineError
 from ..models.dual_qwen import DualQwen, KVPages, StepLayout
 from ..upload import upload
 from .decode_graphs import ROWS, DecodeGraphs
@@ -85,7 +85,7 @@ class PendingStep:
 
 @dataclass
 class WorkCounters:
-    """Rows that were computed so far."""
+    """Rows that the model computed so far; pairs that a draft proposed (``drafted``), and how many of them were right."""
 
     steps: int = 0
     trunk_rows: int = 0
@@ -93,6 +93,8 @@ class WorkCounters:
     audio_rows: int = 0
     text_heads: int = 0
     audio_heads: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     def add(self, layout: StepLayout) -> None:
         """Count one step."""
@@ -100,7 +102,17 @@ class WorkCounters:
         audio, audio_heads = layout.upper_rows.shape[0] - text, layout.head_rows.shape[0] - heads
         self.add_rows(1, layout.trunk.positions.shape[0], text, audio, heads, audio_heads)
 
-    def add_rows(self, steps: int, trunk: int, text: int, audio: int, text_heads: int, audio_heads: int) -> None:
+    def add_rows(
+        self,
+        steps: int,
+        trunk: int,
+        text: int,
+        audio: int,
+        text_heads: int,
+        audio_heads: int,
+        drafted: int = 0,
+        accepted: int = 0,
+    ) -> None:
         """Count steps with so many rows in all."""
         self.steps += steps
         self.trunk_rows += trunk
@@ -108,6 +120,8 @@ class WorkCounters:
         self.audio_rows += audio
         self.text_heads += text_heads
         self.audio_heads += audio_heads
+        self.drafted += drafted
+        self.accepted += accepted
 
 
 @dataclass
@@ -116,7 +130,7 @@ class LlmRunner:
 
     ``head_delay``: steps of a request in which the audio head does not run; default: the delay, whose tokens are forced.
     ``graphs``: captured decode steps, or None to run every step eagerly. ``attention``: plans the attention of eager steps
-    in place of our own operator.
+    in place of our own operator. ``draft``: the model with smaller matrices, for launches of several native steps.
     """
 
     model: DualQwen
@@ -126,6 +140,7 @@ class LlmRunner:
     head_delay: int | None = None
     graphs: DecodeGraphs | None = None
     attention: AttentionPlanner | None = None
+    draft: DualQwen | None = None
 
     @classmethod
     def build(
@@ -136,11 +151,12 @@ class LlmRunner:
         dtype: torch.dtype,
         graphs: Graphs | None = None,
         attention: str = "auto",
+        draft: DualQwen | None = None,
     ) -> LlmRunner:
         """A runner with pages and slots of its own; with ``graphs`` one spare page a group and one spare slot for idle rows."""
         device, spare = model.embed_table.device, int(graphs is not None)
         kv = allocate(model.config, KVSizes(sizes.trunk + spare, sizes.text, sizes.audio + spare), dtype, device)
-        runner = cls(model, kv, DecodeState(model.config, num_slots + spare, device))
+        runner = cls(model, kv, DecodeState(model.config, num_slots + spare, device), draft=draft)
         runner.attention = choose(attention, model.config, dtype, device)
         if graphs is not None:
             captured = None
@@ -224,13 +240,24 @@ class LlmRunner:
 
     @cached_property
     def _decode_step(self) -> DecodeStep | None:
+        return self._bind(self.model)
+
+    def _bind(self, model: DualQwen) -> DecodeStep | None:
         c = self.config
-        return bind_decode_step(self.model, self.kv.trunk, self.kv.upper, c.num_text_layers, c.num_audio_layers)
+        return bind_decode_step(model, self.kv.trunk, self.kv.upper, c.num_text_layers, c.num_audio_layers)
 
     @cached_property
     def _token_step(self) -> TokenStep | None:
         """The whole of a pure decode step as one native call; None where attention is planned or nothing native fits."""
-        return None if self.attention is not None else bind_token_step(self._decode_step, self.state, self.delay)
+        if self.attention is not None:
+            return None
+        draft = None if self.draft is None else self._bind(self.draft)
+        if self.draft is not None and draft is None:
+            raise ConfigError(
+                f"the draft's matrices, {self.config.hidden_size} wide, do not fit the native kernels: int8 needs multiples "
+                "of 64, int4 of 128; load the model without a draft"
+            )
+        return bind_token_step(self._decode_step, self.state, self.delay, draft)
 
     def copy_pages(self, trunk: list[tuple[int, int]], upper: list[tuple[int, int]]) -> None:
         """Copy whole pages (source, target) in every layer of the trunk or of the upper tensor."""

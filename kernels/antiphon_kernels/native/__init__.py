@@ -36,13 +36,13 @@ def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_
     return DecodeStep(model, kv_trunk, kv_upper, num_text_layers, num_audio_layers)
 
 
-def bind_token_step(step, state, head_delay: int):
-    """The ``token_step.TokenStep`` of a bound decode step and the requests' state, or None without a decode step."""
+def bind_token_step(step, state, head_delay: int, draft=None):
+    """The ``token_step.TokenStep`` of a bound decode step (and its draft) and the requests' state, or None without a step."""
     if step is None:
         return None
     from .token_step import TokenStep
 
-    return TokenStep(step, state, head_delay)
+    return TokenStep(step, state, head_delay, draft)
 
 
 def bind_vocoder(config, weights):

@@ -1,7 +1,8 @@
 """Decode steps from the requests' state to their next pairs of tokens as one native call.
 
 What a step reads, the network, both heads' sampling and the state machine: the kernels are those of the operators, so
-tokens, pages and state are equal to theirs.
+tokens, pages and state are equal to theirs. A draft, smaller weights of the same model, makes several steps cheaper and
+changes no token: csrc/cpu/token_step.h says why.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Batch(Protocol):
 
 
 class Steps(NamedTuple):
-    """``drawn``: int64 [steps, 4, R] (text, audio, text_ended, stop); then how many rows and heads were computed."""
+    """``drawn``: int64 [steps, 4, R] (text, audio, text_ended, stop); then how many rows and heads the model computed, how
+    many pairs its draft proposed, and how many of those were right."""
 
     drawn: Tensor
     trunk_rows: int
@@ -60,16 +62,19 @@ class Steps(NamedTuple):
     audio_rows: int
     text_heads: int
     audio_heads: int
+    drafted: int
+    accepted: int
 
 
 class TokenStep:
-    """Bound to a decode step and the state of its requests; keeps both alive.
+    """Bound to a decode step and the state of its requests; keeps them alive.
 
     Args:
         head_delay: steps of a request in which the audio head does not run.
+        draft: the same model with smaller matrices, bound to the same pages.
     """
 
-    def __init__(self, step: DecodeStep, state: State, head_delay: int):
+    def __init__(self, step: DecodeStep, state: State, head_delay: int, draft: DecodeStep | None = None):
         from .. import _native
 
         streams = (state.text_history, state.audio_history, state.history_len, state.text_ended, state.stop)
@@ -79,10 +84,10 @@ class TokenStep:
         i32, i64, f32, flag = torch.int32, torch.int64, torch.float32, torch.bool
         dtypes = (i32, i32, i64, flag, i64, flag, i64, f32, f32, i64, i64, i64)
         assert all(are(dtype, t) for dtype, t in zip(dtypes, tensors, strict=True)), "the state is that of DecodeState"
-        self._keep = (step, tensors)
+        self._keep = (step, tensors, draft)
         sizes = [*state.text_history.shape, head_delay]
         addresses = ([t.data_ptr() for t in streams], [t.data_ptr() for t in sampling])
-        self._step = _native.TokenStep(step.bound, *addresses, sizes, state.ids)
+        self._step = _native.TokenStep(step.bound, *addresses, sizes, state.ids, draft and draft.bound)
 
     @property
     def max_rows(self) -> int:
@@ -101,7 +106,8 @@ class TokenStep:
     def __call__(self, batch: Batch, steps: int = 1) -> Steps:
         """So many steps of a batch that :meth:`fits`; the pages of all of them must be there.
 
-        A request that stops runs no further; its entries behind that mean nothing.
+        A request that stops runs no further; its entries behind that mean nothing. A draft needs two steps at least, and
+        up to 8 sequences: it proposes what a step of :attr:`max_rows` rows can then check.
         """
         if operator.counting:
             operator.calls["token_step", "native"] += steps
