@@ -33,6 +33,8 @@ class KimiAudio:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
         dtype: ``auto``, ``float32``, ``bfloat16``.
         speech_tokenizer: folder or hub name of the GLM-4-Voice tokenizer, if it is not inside the model folder.
+        draft: on a CPU, ``int8``, ``int4`` or a folder made by ``antiphon quantize``: the same tokens at less cost, for more
+            memory (docs/quantisation.md).
 
     Raises:
         CheckpointError, ConfigError: the model cannot be loaded as asked.
@@ -46,6 +48,7 @@ class KimiAudio:
         dtype: str | torch.dtype = "auto",
         *,
         speech_tokenizer: str | Path | None = None,
+        draft: str | Path | None = None,
     ):
         self.runtime: Runtime = load_runtime(
             model_path,
@@ -53,6 +56,7 @@ class KimiAudio:
             device=device,
             dtype=dtype,
             speech_tokenizer=speech_tokenizer,
+            draft=draft,
         )
         self.engine = Engine(self.runtime, EngineConfig(max_sequences=4, max_voices=2))
         self._lock = threading.Lock()

@@ -23,7 +23,7 @@ from .deltas import Delta
 from .encode_stage import EncodeStage
 from .engine_config import EngineConfig, kv_sizes, resolve
 from .engine_memory import captured_rows, check_fits, engine_memory
-from .errors import AntiphonError, EngineError, OverloadedError
+from .errors import AntiphonError, ConfigError, EngineError, OverloadedError
 from .execution.audio_encoder import EncodedAudio
 from .execution.graphs import Graphs, graphs_for
 from .execution.llm_runner import LlmRunner, StepOutput
@@ -83,7 +83,8 @@ class Engine:
         graphs: Graphs | None = None,
     ):
         self.runtime = runtime
-        self.config = resolve(config or EngineConfig(), runtime.config.llm, runtime.dtype)
+        drafts = runtime.draft is not None
+        self.config = resolve(config or EngineConfig(), runtime.config.llm, runtime.dtype, drafts=drafts)
         self.clock = clock
         llm, sizes = runtime.config.llm, kv_sizes(self.config)
         self.memory = engine_memory(runtime, self.config)
@@ -91,12 +92,17 @@ class Engine:
         check_fits(self.memory, runtime)
         graphs = graphs_for(runtime.device) if graphs is None else graphs
         self.runner = LlmRunner.build(
-            runtime.llm, sizes, self.config.max_sequences, runtime.dtype, graphs, self.config.attention
+            runtime.llm, sizes, self.config.max_sequences, runtime.dtype, graphs, self.config.attention, runtime.draft
         )
         if runtime.device.type == "cuda" and self.runner.graphs is not None:
             steps = (1, self.config.decode_steps_per_launch)
             self.runner.graphs.prepare(captured_rows(self.config), self.runner.graphs.widths[:1], steps)
         in_one_graph = self.config.max_sequences <= self.runner.max_launch
+        if drafts and not in_one_graph:
+            raise ConfigError(
+                f"a draft needs native steps of all requests at once, at most {self.runner.max_launch} here; max_sequences is "
+                f"{self.config.max_sequences}: lower it, or load the model without a draft"
+            )
         self._max_steps = self.config.decode_steps_per_launch if in_one_graph else 1
         self._cost = LinearCostModel()
         self.scheduler = Scheduler(

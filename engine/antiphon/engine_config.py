@@ -12,6 +12,8 @@ from .execution.flashinfer_attention import CHOICES
 from .execution.kv_cache import PAGE_SIZE, KVSizes, page_bytes
 
 DEFAULT_KV_BYTES = 1 << 30
+STEPS_WITH_A_DRAFT = 8
+"""Decode steps of a launch unless told otherwise: as many pairs as one round of a draft can give."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class EngineConfig:
     branch of speaking requests to the end, so that the next turn of a conversation finds its text keys in the cache;
     costs the branch, changes no token. decode_steps_per_launch: decode steps that run in a row without the host, by captured
     graphs or by the native step of a CPU (of up to 16 requests), while nobody waits to be admitted and no speech chunk is
-    about to be complete; saves the gap between steps, and text comes in groups; changes no token. attention: "antiphon", "flashinfer"
+    about to be complete; saves the gap between steps, and text comes in groups; changes no token (default: 1, with a draft 8: it proposes within a
+    launch). attention: "antiphon", "flashinfer"
     (everywhere) or "auto" (FlashInfer for prompts, where it is installed and suits).
     """
 
@@ -39,7 +42,7 @@ class EngineConfig:
     max_waiting: int = 1024
     prefix_caching: bool = True
     keep_text_branch: bool = False
-    decode_steps_per_launch: int = 1
+    decode_steps_per_launch: int | None = None
     attention: str = "auto"
 
     def __post_init__(self) -> None:
@@ -50,13 +53,20 @@ class EngineConfig:
             raise ConfigError(f"token_budget {self.token_budget} is below max_sequences {self.max_sequences}")
         if self.attention not in CHOICES:
             raise ConfigError(f"attention {self.attention!r}: expected one of {', '.join(CHOICES)}")
-        if not 1 <= self.decode_steps_per_launch <= PAGE_SIZE:
-            raise ConfigError(f"decode_steps_per_launch must be 1 to {PAGE_SIZE}, got {self.decode_steps_per_launch}")
+        steps = self.decode_steps_per_launch
+        if steps is not None and not 1 <= steps <= PAGE_SIZE:
+            raise ConfigError(f"decode_steps_per_launch must be 1 to {PAGE_SIZE}, got {steps}")
 
 
-def resolve(config: EngineConfig, llm: LlmConfig, dtype: torch.dtype) -> EngineConfig:
-    """``config`` with every "auto" filled in: one longest request must always fit, more as the memory allows."""
-    config = replace(config, max_voices=config.max_voices or config.max_sequences)
+def resolve(config: EngineConfig, llm: LlmConfig, dtype: torch.dtype, *, drafts: bool = False) -> EngineConfig:
+    """``config`` with every "auto" filled in: one longest request must always fit, more as the memory allows.
+
+    ``drafts``: the model has a draft.
+    """
+    steps = config.decode_steps_per_launch or (STEPS_WITH_A_DRAFT if drafts else 1)
+    if drafts and steps == 1:
+        raise ConfigError("a draft proposes within a launch of several steps; set decode_steps_per_launch to 2 or more")
+    config = replace(config, max_voices=config.max_voices or config.max_sequences, decode_steps_per_launch=steps)
     if config.kv_pages is not None:
         return config
     trunk, upper = page_bytes(llm, dtype)

@@ -7,6 +7,7 @@ import torch
 from antiphon_kernels import native
 
 from .checkpoint import expected
+from .draft import draft_bytes
 from .engine_config import EngineConfig, kv_sizes
 from .errors import ConfigError
 from .execution.decode_graphs import ROWS, Kind
@@ -28,6 +29,8 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
     if runtime.can_speak:
         parts |= {"flow": runtime.flow.weights, "vocoder": runtime.vocoder.weights}
     weights = {part: sum(t.nbytes for t in named.values()) for part, named in parts.items()}
+    if runtime.draft is not None:
+        weights["draft"] = draft_bytes(runtime.draft, runtime.llm)
     c = runtime.config
     weights["whisper"] = parameter_bytes(expected.whisper_keys(c.whisper), runtime.dtype)
     weights["speech tokenizer"] = parameter_bytes(expected.speech_tokenizer_keys(c.speech_tokenizer), torch.float32)

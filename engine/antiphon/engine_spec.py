@@ -33,6 +33,7 @@ class ModelSpec:
     dtype: str = "auto"
     speech_tokenizer: str | None = None
     load_detokenizer: bool = True
+    draft: str | None = None
     config: EngineConfig = field(default_factory=EngineConfig)
     warm_up: bool = True
 
@@ -43,6 +44,7 @@ class ModelSpec:
             device=self.device,
             dtype=self.dtype,
             speech_tokenizer=self.speech_tokenizer,
+            draft=self.draft,
         )
         engine = ModelEngine(runtime, self.config)
         if self.warm_up:

@@ -10,6 +10,7 @@ import torch
 
 from . import checkpoint
 from .config import NUM_SPECIAL_TOKENS, ModelConfig
+from .draft import check_draft, load_draft
 from .errors import ConfigError
 from .execution.audio_encoder import AudioEncoder
 from .models.bigvgan import BigVgan
@@ -29,7 +30,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """All parts of a model, ready to run; ``flow`` and ``vocoder`` are None when it was loaded without a voice."""
+    """All parts of a model, ready to run; ``flow`` and ``vocoder`` are None when it was loaded without a voice.
+
+    ``draft``: the language model with quantised matrices, which makes decoding cheaper, or None.
+    """
 
     config: ModelConfig
     tokenizer: TextTokenizer
@@ -40,6 +44,7 @@ class Runtime:
     vocoder: BigVgan | None
     dtype: torch.dtype
     device: torch.device
+    draft: DualQwen | None = None
 
     @property
     def can_speak(self) -> bool:
@@ -78,6 +83,7 @@ def load_runtime(
     dtype: str | torch.dtype = "auto",
     speech_tokenizer: str | Path | None = None,
     cache_bytes: int = 256 << 20,
+    draft: str | Path | None = None,
 ) -> Runtime:
     """Load a model in the official layout (folder or hub name).
 
@@ -85,12 +91,16 @@ def load_runtime(
         load_detokenizer: False leaves out DiT and vocoder; the model then only writes.
         dtype: working precision of everything but the speech tokenizer, which is float32 as in the official code.
         cache_bytes: memory for encoded recordings, by content.
+        draft: ``int8``, ``int4`` or the folder of a converted checkpoint: quantised matrices beside the model's own propose
+            tokens, which the model checks several at a time; the tokens stay the same. On a CPU only.
 
     Raises:
         CheckpointError, ConfigError: as ``checkpoint.load_model_config`` and the loaders say.
     """
     config = checkpoint.load_model_config(path, speech_tokenizer, load_detokenizer)
     place = resolve_device(device)
+    if draft is not None:
+        check_draft(draft, config, place)
     llm = config.llm
     layers = llm.num_layers + llm.num_audio_layers
     size = layers * llm.hidden_size * (llm.qkv_size + llm.hidden_size + 3 * llm.intermediate_size)
@@ -99,14 +109,16 @@ def load_runtime(
     tokenizer = TextTokenizer.from_file(config.path / "tiktoken.model", llm.audio_token_offset - NUM_SPECIAL_TOKENS)
     whisper = WhisperEncoder(checkpoint.load_whisper(config, working, place), config.whisper)
     codes = SpeechTokenizer(checkpoint.load_speech_tokenizer(config, torch.float32, place), config.speech_tokenizer)
+    model = DualQwen(llm, checkpoint.load_llm(config, working, place))
     return Runtime(
         config=config,
         tokenizer=tokenizer,
         builder=PromptBuilder(tokenizer, llm),
         encoder=AudioEncoder(whisper, codes, cache_bytes=cache_bytes),
-        llm=DualQwen(llm, checkpoint.load_llm(config, working, place)),
+        llm=model,
         flow=FlowDit(config.flow, checkpoint.load_flow(config, working, place)) if config.flow else None,
         vocoder=BigVgan(config.vocoder, checkpoint.load_vocoder(config, working, place)) if config.vocoder else None,
         dtype=working,
         device=place,
+        draft=None if draft is None else load_draft(draft, config, model),
     )

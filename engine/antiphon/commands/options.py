@@ -45,6 +45,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_draft_option(parser: argparse.ArgumentParser) -> None:
+    """``--draft``, for commands that run the model through the engine."""
+    parser.add_argument(
+        "--draft",
+        metavar="int8|int4|DIR",
+        help="on a CPU: a quantised copy of the language model (made now, or DIR of `antiphon quantize`) proposes tokens that "
+        "the model checks; same tokens, more memory (docs/quantisation.md)",
+    )
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The official sampling arguments with dashes, and ``--seed``."""
     group = parser.add_argument_group("sampling (official names and defaults)")
@@ -72,6 +82,7 @@ def load_model(arguments: argparse.Namespace, *, load_detokenizer: bool, status:
             device=arguments.device,
             dtype=arguments.dtype,
             speech_tokenizer=arguments.speech_tokenizer,
+            draft=getattr(arguments, "draft", None),
         )
     except CheckpointError as error:
         if arguments.model == HUB_MODEL:  # nobody chose it: say how to choose
