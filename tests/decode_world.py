@@ -40,7 +40,7 @@ class World:
         self.num_slots = SLOTS if len(requests) <= SLOTS else len(requests) + 2
         self.pages = pages = self.num_slots * PAGES
         self.requests = requests  # (speaks, text_ended, prompt)
-        self.kv = allocate(CONFIG, KVSizes(pages + 1, pages, pages + 1), torch.float32, CPU)
+        self.kv = allocate(CONFIG, KVSizes(pages + 1, pages, pages + 1), model.embed_table.dtype, CPU)
         self.state = DecodeState(model.config, self.num_slots + 1, CPU)
         self.runner = LlmRunner(model, self.kv, self.state, draft=draft)
         self.own = np.arange(pages, dtype=np.int32).reshape(self.num_slots, PAGES)

@@ -31,6 +31,7 @@ from .live_request import LiveRequest, PreparedRequest, check_features, feature_
 from .request import GenerationRequest, step_limit
 from .runtime import Runtime
 from .scheduler import (
+    DeadlineOptions,
     DeadlinePolicy,
     KVPools,
     LinearCostModel,
@@ -111,9 +112,10 @@ class Engine:
                 max_sequences=self.config.max_sequences,
                 max_positions=llm.max_positions,
                 prefix_caching=self.config.prefix_caching,
+                shorter_launches=drafts,
             ),
             KVPools(sizes.trunk, sizes.text, sizes.audio),
-            policy if policy is not None else DeadlinePolicy(cost=self._cost),
+            policy if policy is not None else DeadlinePolicy(self._deadlines(), self._cost),
         )
         self.speech = None
         if runtime.can_speak:
@@ -128,6 +130,10 @@ class Engine:
         self._streams = SlotStreams(llm, self.config.max_sequences)
         self._in_slot: list[LiveRequest | None] = [None] * self.config.max_sequences
         self._ids = itertools.count(1)
+
+    def _deadlines(self) -> DeadlineOptions:
+        """A draft proposes within a launch, so launches are worth their wait however slow a step is."""
+        return DeadlineOptions(min_launch=self._max_steps if self.runtime.draft is not None else 1)
 
     # -- the caller's side ---------------------------------------------------------------------------------------
 

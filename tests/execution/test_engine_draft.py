@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
 from engine_outcome import REQUESTS, Outcome
 
 from antiphon.checkpoint import load_model_config
 from antiphon.checkpoint.quantize import quantize_checkpoint
-from antiphon.draft import draft_bytes
-from antiphon.engine import Engine
-from antiphon.engine_config import EngineConfig
-from antiphon.errors import ConfigError
 from antiphon.runtime import load_runtime
-from antiphon_kernels import native, use_backend
+from antiphon_kernels import native
 
 if not native.available:
     pytest.skip("native module not built", allow_module_level=True)

@@ -97,3 +97,20 @@ def test_a_stream_that_only_reads_has_no_chunk_to_wait_for(machine):
         m.step(1)
     m.scheduler.set_playback("reader", -np.inf, state.num_generated + 1)
     assert policy.decode_steps(m.now, m.scheduler.table) == 5
+
+
+@pytest.mark.parametrize(("step_seconds", "missing", "expected"), [(0.2, 50, 4), (0.01, 3, 3), (0.01, 1, 1)])
+def test_a_draft_is_worth_the_wait(machine, step_seconds, missing, expected):
+    """``min_launch`` however slow a step is, and with shorter launches as many as a chunk still needs."""
+    cost = LinearCostModel(step_base=step_seconds, decode_row=0.0)
+    policy = DeadlinePolicy(DeadlineOptions(step=0.05, min_launch=4), cost)
+    m = machine(policy=policy, shorter_launches=True)
+    listening(m, 5.0, missing)
+    assert m.step(4).steps == expected
+
+
+def test_shorter_launches_give_the_same_tokens(machine):
+    m = machine(policy=DeadlinePolicy(DeadlineOptions(step=0.05), LinearCostModel(step_base=0.01)), shorter_launches=True)
+    for index in range(8):
+        m.add(f"r{index}", 5 + 7 * index, "text" if index % 3 == 0 else "both", limit=6 + 9 * index)
+    assert set(run(m, 8)) == {1, 4}

@@ -38,7 +38,7 @@ class DeadlineOptions:
     any time. margin: kept before a deadline. first_steps: language model steps and typical_frames: mel frames that a new
     request's first sound takes. min_prefill_tokens: prompts always advance by so much. prompt_weight: a prompt that takes a
     second to compute yields to one that takes none and came up to so many seconds later. worthwhile: pausing must shorten
-    a step by this share.
+    a step by this share. min_launch: so many decode steps may always follow each other, however long they take.
     """
 
     first_audio: float = 0.5
@@ -51,6 +51,7 @@ class DeadlineOptions:
     min_prefill_tokens: int = 32
     prompt_weight: float = 4.0
     worthwhile: float = 0.1
+    min_launch: int = 1
 
 
 class DeadlinePolicy:
@@ -85,10 +86,11 @@ class DeadlinePolicy:
         return StepOrder(slots, queue, self._prefill_tokens(len(slots), patience, token_budget) if queue else 0)
 
     def decode_steps(self, now: float, table: SlotTable) -> int:
-        """As long as a step with prompts may take, since whoever comes now waits; and no stream's chunk is kept waiting."""
+        """As long as a step with prompts may take, since whoever comes now waits (but ``min_launch``); and no stream's chunk
+        is kept waiting."""
         slots = np.flatnonzero(table.decoding)
         missing = (table.chunk_at[slots] - table.num_tokens[slots])[table.run_audio[slots]]
-        by_time = int(self.options.step / self.cost.llm_step(0, len(slots)))
+        by_time = max(self.options.min_launch, int(self.options.step / self.cost.llm_step(0, len(slots))))
         return max(1, min([by_time, *missing[missing > 0].tolist()]))
 
     def victim(self, now: float, candidates: Sequence[RequestState]) -> RequestState:

@@ -25,12 +25,16 @@ from .slot_table import MAX_LAUNCH, SlotTable
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """Limits of a step. ``token_budget`` rows, ``max_sequences`` running requests, ``max_positions`` per request."""
+    """Limits of a step. ``token_budget`` rows, ``max_sequences`` running requests, ``max_positions`` per request.
+
+    ``shorter_launches``: a plan of several steps may have fewer than asked for; else it has all of them or one.
+    """
 
     token_budget: int = 512
     max_sequences: int = 64
     max_positions: int = 8192
     prefix_caching: bool = True
+    shorter_launches: bool = False
 
     def __post_init__(self) -> None:
         if self.max_sequences < 1 or self.max_positions < 2:
@@ -140,7 +144,7 @@ class Scheduler:
         )
         if not len(self._decodes) and not self._chunks:
             self._plan_without_policy(now)
-        self._in_flight = self._build_plan(max_steps if max_steps > 1 and self._can_launch(now, max_steps) else 1)
+        self._in_flight = self._build_plan(self._launch_steps(now, max_steps))
         return self._in_flight
 
     def commit(self, plan: StepPlan, results: StepResults) -> list[RequestState]:
@@ -210,18 +214,21 @@ class Scheduler:
                 self._turn_page(now, self.table.states[slot])
         self._decodes = slots[self.table.decoding[slots]]
 
-    def _can_launch(self, now: float, steps: int) -> bool:
-        """Whether so many decode steps may follow each other without the host; their pages are then there."""
-        assert steps <= MAX_LAUNCH
+    def _launch_steps(self, now: float, max_steps: int) -> int:
+        """How many decode steps follow each other without the host; their pages are then there."""
+        assert max_steps <= MAX_LAUNCH
         table = self.table
-        if self._chunks or self.waiting or self.prefilling or len(self._decodes) < table.decoding.sum():
-            return False
-        if self.policy.decode_steps(now, table) < steps:
-            return False
+        if max_steps == 1 or self._chunks or self.waiting or self.prefilling:
+            return 1
+        if len(self._decodes) < table.decoding.sum():
+            return 1
+        steps = min(max_steps, self.policy.decode_steps(now, table))
+        if steps < max_steps and not (self.config.shorter_launches and steps > 1):
+            return 1
         turning = table.opening_page(self._decodes, steps)
         for slot in table.with_full_ring(turning).tolist():
             self._empty_ring(table.states[slot])
-        return self.memory.open_pages(turning, table, steps - 1)
+        return steps if self.memory.open_pages(turning, table, steps - 1) else 1
 
     def _empty_ring(self, state: RequestState) -> None:
         """What is in the ring moves to the tape and becomes shareable."""
