@@ -2,7 +2,8 @@
 
 Both answer the same spoken questions, greedily, at batch 1, in one working precision: bfloat16, the official code's, unless
 ``--dtypes`` says others (in any, speech codes are made in float32). With ``--weights int8 int4`` our language model is
-``antiphon quantize``'s conversion, the plain side's stays as it is: other answers, of as many steps. The plain side does what
+``antiphon quantize``'s conversion, the plain side's stays as it is: other answers, of as many steps. With ``--draft int8 int4`` a
+quantised copy of our model proposes its tokens: the same answers, and a line says how many it foresaw. The plain side does what
 the official code does (``plain_modules``): encoders on PyTorch operators, both branches and both heads at every position, growing
 caches, per-frame modulations, half of each chunk vocoded again. Ours is the engine as ``KimiAudio.generate`` runs it, with the
 same chunks and overlap. Times by part: recordings, language model, flow matching, vocoder; the rest is everything between.
@@ -43,7 +44,7 @@ from .plain_modules import PlainDit, PlainLlm, PlainVocoder
 from .report import add_json_option, publish, table
 
 PARTS = ("recordings", "llm", "flow", "vocoder")
-COLUMNS = ("model", "dtype", "weights", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
+COLUMNS = ("model", "dtype", "weights", "draft", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
 
 
 class Stopwatch:
@@ -187,12 +188,21 @@ def converted(folder: Path, weights: str, work: Path) -> Path:
     return out
 
 
-def compare(name: str, dtype: str, weights: str, options: argparse.Namespace) -> list[dict]:
+def load_both(name: str, dtype: str, weights: str, draft: str, options: argparse.Namespace) -> list[Runtime]:
+    """Our model with these weights and its draft, and the one of the plain side."""
+    folder = locate(name, options.work)
+    ours = converted(folder, weights, options.work)
+    drafts = None if draft == "none" else draft
+    return [
+        load_runtime(ours, device="cpu", dtype=dtype, cache_bytes=0, draft=drafts),
+        load_runtime(folder, device="cpu", dtype=dtype, cache_bytes=0),
+    ]
+
+
+def compare(name: str, dtype: str, weights: str, draft: str, options: argparse.Namespace) -> list[dict]:
     """Rows of one model: whole and by part. Every question is answered twice and the second time counts: operators of the
     plain side prepare themselves for shapes that they have not seen."""
-    folder = locate(name, options.work)
-    folders = converted(folder, weights, options.work), folder
-    runtimes = [load_runtime(path, device="cpu", dtype=dtype, cache_bytes=0) for path in folders]
+    runtimes = load_both(name, dtype, weights, draft, options)
     watches = [Stopwatch(), Stopwatch()]
     ours, plain = OurPipeline(runtimes[0], watches[0]), PlainPipeline(runtimes[1], watches[1])
     totals, parts, steps, sound = ([], []), (Counter(), Counter()), 0, 0.0
@@ -216,11 +226,19 @@ def compare(name: str, dtype: str, weights: str, options: argparse.Namespace) ->
             steps, sound = steps + some, sound + seconds
     mine, theirs = sum(totals[0]), sum(totals[1])
     ratio = statistics.median(b / a for a, b in zip(*totals))
-    rows = [{"part": "all", "ours_s": mine, "plain_s": theirs, "ratio": ratio, "steps": steps, "sound_s": sound}]
+    work = ours.engine.runner.counters  # of both rounds, whose tokens are the same
+    whole = {"part": "all", "ours_s": mine, "plain_s": theirs, "ratio": ratio, "steps": steps, "sound_s": sound}
+    rows = [whole | {"drafted": work.drafted, "accepted": work.accepted}]
     for part in PARTS:
         a, b = (seconds[part] for seconds in parts)
         rows.append({"part": part, "ours_s": a, "plain_s": b, "ratio": b / a if a else None})
-    return [{"model": name, "dtype": dtype, "weights": weights} | row for row in rows]
+    return [{"model": name, "dtype": dtype, "weights": weights, "draft": draft} | row for row in rows]
+
+
+def foreseen(row: dict) -> str:
+    """How good the draft of a row was."""
+    share = row["accepted"] / max(1, row["drafted"])
+    return f"draft {row['draft']}: {row['accepted']} of {row['drafted']} drafted pairs accepted, {share:.0%}"
 
 
 def main() -> None:
@@ -229,6 +247,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo", "0.5b"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     parser.add_argument("--weights", nargs="+", default=["stored"], choices=["stored", *SCHEMES], help="of our language model")
+    parser.add_argument("--draft", nargs="+", default=["none"], choices=["none", *SCHEMES], help="of our language model")
     parser.add_argument("--questions", type=int, default=4, help="each answered twice, once to warm up")
     parser.add_argument("--limit", type=int, default=100, help="steps of an answer at most")
     parser.add_argument(
@@ -238,9 +257,13 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with torch.inference_mode():
-        for name, dtype, weights in product(options.models, options.dtypes, options.weights):
-            rows += compare(name, dtype, weights, options)
+        for name, dtype, weights, draft in product(options.models, options.dtypes, options.weights, options.draft):
+            if weights != "stored" and draft != "none":
+                continue  # quantised weights have no draft
+            rows += compare(name, dtype, weights, draft, options)
             print(table(rows[-1 - len(PARTS) :], COLUMNS), flush=True)
+            if draft != "none":
+                print(foreseen(rows[-1 - len(PARTS)]), flush=True)
     publish("cpu_end_to_end", rows, options.json, native=status(), torch_threads=torch.get_num_threads())
 
 
