@@ -2,9 +2,9 @@
 
 Both answer the same spoken questions, greedily, at batch 1, in one working precision: bfloat16, the official code's, unless
 ``--dtypes`` says others (in any, speech codes are made in float32). With ``--weights int8 int4`` our language model is
-``antiphon quantize``'s conversion, the plain side's stays as it is: other answers, of as many steps. With ``--draft int8 int4`` a
-quantised copy of our model proposes its tokens: the same answers, and a line says how many it foresaw. The plain side does what
-the official code does (``plain_modules``): encoders on PyTorch operators, both branches and both heads at every position, growing
+``antiphon quantize``'s conversion, the plain side's stays as it is: other answers, of as many steps. With ``--draft int8``
+or ``int4`` a quantised copy of our model proposes its tokens: the same answers, and a line says how many it foresaw. The
+plain side does what the official code does (``plain_modules``): encoders on PyTorch operators, both branches and both heads at every position, growing
 caches, per-frame modulations, half of each chunk vocoded again. Ours is the engine as ``KimiAudio.generate`` runs it, with the
 same chunks and overlap. Times by part: recordings, language model, flow matching, vocoder; the rest is everything between.
 """
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo", "0.5b"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     parser.add_argument("--weights", nargs="+", default=["stored"], choices=["stored", *SCHEMES], help="of our language model")
-    parser.add_argument("--draft", nargs="+", default=["none"], choices=["none", *SCHEMES], help="of our language model")
+    parser.add_argument("--draft", nargs="+", default=["none"], choices=["none", *SCHEMES], help="of our model")
     parser.add_argument("--questions", type=int, default=4, help="each answered twice, once to warm up")
     parser.add_argument("--limit", type=int, default=100, help="steps of an answer at most")
     parser.add_argument(

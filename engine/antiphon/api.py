@@ -33,8 +33,8 @@ class KimiAudio:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
         dtype: ``auto``, ``float32``, ``bfloat16``.
         speech_tokenizer: folder or hub name of the GLM-4-Voice tokenizer, if it is not inside the model folder.
-        draft: on a CPU, ``int8``, ``int4`` or a folder made by ``antiphon quantize``: the same tokens at less cost, for more
-            memory (docs/quantisation.md).
+        draft: on a CPU, ``int8``, ``int4`` or a folder made by ``antiphon quantize``: the same tokens at less cost, for
+            more memory (docs/quantisation.md).
 
     Raises:
         CheckpointError, ConfigError: the model cannot be loaded as asked.

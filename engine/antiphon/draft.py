@@ -1,7 +1,7 @@
 """The draft of a model: the same language model with quantised matrices, which proposes what the model then checks.
 
-It shares every tensor that is not quantised, and the pages of keys and values, with the model. What it proposes only decides
-how fast the tokens come, never which (csrc/cpu/token_step.h).
+It shares every tensor that is not quantised, and the pages of keys and values, with the model. What it proposes only
+decides how fast the tokens come, never which (csrc/cpu/token_step.h).
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ def check_draft(draft: str | Path, config: ModelConfig, device: torch.device) ->
     """ConfigError unless ``draft`` is a scheme or a folder, and a model of ``config`` can have one on ``device``."""
     if draft not in SCHEMES and not Path(draft).is_dir():
         raise ConfigError(
-            f"draft {str(draft)!r}: expected {', '.join(SCHEMES)}, or the folder of a checkpoint that `antiphon quantize` made"
+            f"draft {str(draft)!r}: expected {', '.join(SCHEMES)}, or the folder of a checkpoint that `antiphon quantize` "
+            "made"
         )
     if config.quantization is not None:
         raise ConfigError(
-            f"a draft checks itself against unquantised weights, and {config.path} has {config.quantization.layers} layers; "
-            "load the official checkpoint, or this one without a draft"
+            f"a draft is checked by unquantised weights, and {config.path} has {config.quantization.layers} layers; load "
+            "the official checkpoint, or this one without a draft"
         )
     if device.type != "cpu":
-        raise ConfigError(f"a draft needs the native decode step of a CPU, not {str(device)!r}; use device='cpu' or no draft")
+        raise ConfigError(
+            f"a draft needs the native decode step of a CPU, not {str(device)!r}; use device='cpu' or no draft"
+        )
     if not native.available:
         raise ConfigError(f"a draft needs the native decode step; {native.status()}, or load the model without a draft")
 
@@ -78,16 +81,18 @@ def converted_matrices(folder: Path, config: ModelConfig, model: DualQwen) -> It
     plan = found.quantization
     if plan is None:
         raise ConfigError(
-            f"draft {folder}: expected a converted checkpoint, this one is not; make one with `antiphon quantize`, or give "
-            f"{' or '.join(SCHEMES)} to quantise the model as it is loaded"
+            f"draft {folder}: expected a converted checkpoint, this one is not; make one with `antiphon quantize`, or "
+            f"give {' or '.join(SCHEMES)} to quantise the model as it is loaded"
         )
     if plan.calibration is not None:  # its keys and values would not be those that the pages hold
         raise ConfigError(
-            f"draft {folder}: its scales come from {plan.calibration}, and calibrated layers have values of another scale "
-            "than the model's; convert without --calibrate"
+            f"draft {folder}: its scales come from {plan.calibration}, and calibrated layers have values of another "
+            "scale than the model's; convert without --calibrate"
         )
     if found.llm != config.llm:
-        raise ConfigError(f"draft {folder}: its language model has other sizes than that of {config.path}; convert that one")
+        raise ConfigError(
+            f"draft {folder}: its language model has other sizes than that of {config.path}; convert that one"
+        )
     for name, tensor in quantized.stream_quantized(found, model.embed_table.dtype, model.embed_table.device):
         if quantized.scheme_of(name.removesuffix(".scale"), plan) is not None:
             yield name, tensor

@@ -101,8 +101,8 @@ class Engine:
         in_one_graph = self.config.max_sequences <= self.runner.max_launch
         if drafts and not in_one_graph:
             raise ConfigError(
-                f"a draft needs native steps of all requests at once, at most {self.runner.max_launch} here; max_sequences is "
-                f"{self.config.max_sequences}: lower it, or load the model without a draft"
+                f"a draft needs native steps of all requests at once, at most {self.runner.max_launch} here; max_sequences "
+                f"is {self.config.max_sequences}: lower it, or load the model without a draft"
             )
         self._max_steps = self.config.decode_steps_per_launch if in_one_graph else 1
         self._cost = LinearCostModel()

@@ -27,8 +27,8 @@ class EngineConfig:
     branch of speaking requests to the end, so that the next turn of a conversation finds its text keys in the cache;
     costs the branch, changes no token. decode_steps_per_launch: decode steps that run in a row without the host, by captured
     graphs or by the native step of a CPU (of up to 16 requests), while nobody waits to be admitted and no speech chunk is
-    about to be complete; saves the gap between steps, and text comes in groups; changes no token (default: 1, with a draft 8: it proposes within a
-    launch). attention: "antiphon", "flashinfer"
+    about to be complete; saves the gap between steps, and text comes in groups; changes no token
+    (default: 1, with a draft 8: it proposes within a launch). attention: "antiphon", "flashinfer"
     (everywhere) or "auto" (FlashInfer for prompts, where it is installed and suits).
     """
 

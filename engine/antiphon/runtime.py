@@ -91,8 +91,8 @@ def load_runtime(
         load_detokenizer: False leaves out DiT and vocoder; the model then only writes.
         dtype: working precision of everything but the speech tokenizer, which is float32 as in the official code.
         cache_bytes: memory for encoded recordings, by content.
-        draft: ``int8``, ``int4`` or the folder of a converted checkpoint: quantised matrices beside the model's own propose
-            tokens, which the model checks several at a time; the tokens stay the same. On a CPU only.
+        draft: ``int8``, ``int4`` or the folder of a converted checkpoint: quantised matrices beside the model's own
+            propose tokens, which the model checks several at a time; the tokens stay the same. On a CPU only.
 
     Raises:
         CheckpointError, ConfigError: as ``checkpoint.load_model_config`` and the loaders say.

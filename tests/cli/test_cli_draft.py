@@ -1,4 +1,4 @@
-"""``--draft``: it reaches the loader from every command that answers, and what cannot be is one line and exit code 2."""
+"""``--draft``: it reaches the loader from the commands that answer, and what cannot be is one line and exit code 2."""
 
 from __future__ import annotations
 

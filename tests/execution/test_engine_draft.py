@@ -1,4 +1,4 @@
-"""An engine whose model has a draft gives every request what one without gives it; drafts that cannot be are refused."""
+"""An engine whose model has a draft gives every request what one without gives; drafts that cannot be are refused."""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ def test_a_draft_is_worth_the_wait(machine, step_seconds, missing, expected):
 
 
 def test_shorter_launches_give_the_same_tokens(machine):
-    m = machine(policy=DeadlinePolicy(DeadlineOptions(step=0.05), LinearCostModel(step_base=0.01)), shorter_launches=True)
+    cost = LinearCostModel(step_base=0.01)
+    m = machine(policy=DeadlinePolicy(DeadlineOptions(step=0.05), cost), shorter_launches=True)
     for index in range(8):
         m.add(f"r{index}", 5 + 7 * index, "text" if index % 3 == 0 else "both", limit=6 + 9 * index)
     assert set(run(m, 8)) == {1, 4}

@@ -50,8 +50,8 @@ def add_draft_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="int8|int4|DIR",
-        help="on a CPU: a quantised copy of the language model (made now, or DIR of `antiphon quantize`) proposes tokens that "
-        "the model checks; same tokens, more memory (docs/quantisation.md)",
+        help="on a CPU: a quantised copy of the language model (made now, or DIR of `antiphon quantize`) proposes tokens "
+        "that the model checks; same tokens, more memory (docs/quantisation.md)",
     )
 
 

@@ -85,7 +85,7 @@ class PendingStep:
 
 @dataclass
 class WorkCounters:
-    """Rows that the model computed so far; pairs that a draft proposed (``drafted``), and how many of them were right."""
+    """Rows that the model computed so far; pairs that a draft proposed, and how many of them were right."""
 
     steps: int = 0
     trunk_rows: int = 0
@@ -254,8 +254,8 @@ class LlmRunner:
         draft = None if self.draft is None else self._bind(self.draft)
         if self.draft is not None and draft is None:
             raise ConfigError(
-                f"the draft's matrices, {self.config.hidden_size} wide, do not fit the native kernels: int8 needs multiples "
-                "of 64, int4 of 128; load the model without a draft"
+                f"the draft's matrices, {self.config.hidden_size} wide, do not fit the native kernels: int8 needs "
+                "multiples of 64, int4 of 128; load the model without a draft"
             )
         return bind_token_step(self._decode_step, self.state, self.delay, draft)
 

@@ -86,8 +86,8 @@ class DeadlinePolicy:
         return StepOrder(slots, queue, self._prefill_tokens(len(slots), patience, token_budget) if queue else 0)
 
     def decode_steps(self, now: float, table: SlotTable) -> int:
-        """As long as a step with prompts may take, since whoever comes now waits (but ``min_launch``); and no stream's chunk
-        is kept waiting."""
+        """As long as a step with prompts may take, since whoever comes now waits (but ``min_launch``); and no stream's
+        chunk is kept waiting."""
         slots = np.flatnonzero(table.decoding)
         missing = (table.chunk_at[slots] - table.num_tokens[slots])[table.run_audio[slots]]
         by_time = max(self.options.min_launch, int(self.options.step / self.cost.llm_step(0, len(slots))))

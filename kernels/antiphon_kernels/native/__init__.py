@@ -37,7 +37,7 @@ def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_
 
 
 def bind_token_step(step, state, head_delay: int, draft=None):
-    """The ``token_step.TokenStep`` of a bound decode step (and its draft) and the requests' state, or None without a step."""
+    """The ``token_step.TokenStep`` of a bound decode step, its draft and the requests' state, or None without a step."""
     if step is None:
         return None
     from .token_step import TokenStep

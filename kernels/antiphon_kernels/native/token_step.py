@@ -53,8 +53,8 @@ class Batch(Protocol):
 
 
 class Steps(NamedTuple):
-    """``drawn``: int64 [steps, 4, R] (text, audio, text_ended, stop); then how many rows and heads the model computed, how
-    many pairs its draft proposed, and how many of those were right."""
+    """``drawn``: int64 [steps, 4, R] (text, audio, text_ended, stop); then how many rows and heads the model computed,
+    how many pairs its draft proposed, and how many of those were right."""
 
     drawn: Tensor
     trunk_rows: int
@@ -106,8 +106,8 @@ class TokenStep:
     def __call__(self, batch: Batch, steps: int = 1) -> Steps:
         """So many steps of a batch that :meth:`fits`; the pages of all of them must be there.
 
-        A request that stops runs no further; its entries behind that mean nothing. A draft needs two steps at least, and
-        up to 8 sequences: it proposes what a step of :attr:`max_rows` rows can then check.
+        A request that stops runs no further; its entries behind that mean nothing. A draft has something to do from two
+        steps on and up to 8 sequences: it proposes what a step of :attr:`max_rows` rows can then check.
         """
         if operator.counting:
             operator.calls["token_step", "native"] += steps
