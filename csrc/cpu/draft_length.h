@@ -1,5 +1,5 @@
-// How many pairs a draft proposes before the model looks at them: a step of the draft that is not accepted was in vain, a
-// round that ends where everything was foreseen came too early.
+// How many pairs a draft proposes before the model looks at them: a step of the draft that is not accepted was in vain,
+// a round that ends where everything was foreseen came too early.
 #pragma once
 
 #include <algorithm>

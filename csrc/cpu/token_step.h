@@ -4,11 +4,12 @@
 //
 // With a draft, smaller weights of the same model, steps go by rounds. The draft draws a few pairs of each request, one
 // step after the other; then the model computes the positions of all of them as rows of one step, which costs little
-// more than one row, since the weights are what is read. A position's pair is the model's own: a row has the same bits in
-// any batch, and a draw depends on the seed, the number of pairs before it and the history alone. It counts as long as
-// everything before it was foreseen; the first that was not is the last of its round. So the pairs are those of steps
-// without a draft. Keys and values of the draft are overwritten before the model reads them, and what a round leaves
-// behind the last pair that counts is overwritten before anybody reads it.
+// more than one row, since the weights are what is read. A position's pair is the model's own: a row has the same bits
+// in any batch, and a draw depends on the seed, the number of pairs before it and the history alone. It counts as long
+// as everything before it was foreseen; the first that was not is the last of its round. So the pairs are those of steps
+// without a draft. A step writes the keys and values of all its rows before it reads any, so those of the draft are
+// overwritten before the model reads them; what a round leaves behind the last pair that counts is overwritten by the
+// next before anybody reads it, or lies behind the end of an answer, where nobody does.
 #pragma once
 
 #include <cstdint>
