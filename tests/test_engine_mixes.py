@@ -17,6 +17,7 @@ from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
 from antiphon.request import GenerationRequest, sampling_params
 from antiphon.speech import SpeechOptions
+from antiphon_kernels import native
 
 NUM_MIXES, MIXES_PER_TEST = 200, 10
 SPEECH = SpeechOptions(first_chunk=14, chunk=20, look_ahead=4, ode_steps=3)
@@ -121,7 +122,7 @@ def test_random_mixes(tiny_runtime, pool, first):
     preemptions = hits = cancelled = 0
     for seed in range(first, first + MIXES_PER_TEST):
         rng = random.Random(seed)
-        engine = Engine(tiny_runtime, random_config(rng))
+        engine = Engine(tiny_runtime, random_config(rng, launch=1))
         cancelled += run_mix(rng, Drive(engine), pool)
         preemptions += engine.scheduler.num_preemptions
         hits += engine.scheduler.memory.cache.statistics.hit_rate > 0
@@ -129,8 +130,25 @@ def test_random_mixes(tiny_runtime, pool, first):
     assert preemptions and hits, "the mixes were meant to press on pages and to share prefixes"
 
 
-def random_config(rng):
+@pytest.mark.parametrize("first", range(NUM_MIXES, NUM_MIXES + 3 * MIXES_PER_TEST, MIXES_PER_TEST))
+def test_random_mixes_in_launches(tiny_runtime, pool, first):
+    """With several decode steps in a row, as many as the engine chooses: fewer steps of it for the same tokens."""
+    launches = 0
+    for seed in range(first, first + MIXES_PER_TEST):
+        rng = random.Random(seed)
+        engine = Engine(tiny_runtime, random_config(rng, launch=None))
+        plan_steps = []
+        schedule = engine.scheduler.schedule
+        engine.scheduler.schedule = lambda *a: plan_steps.append(schedule(*a)) or plan_steps[-1]
+        run_mix(rng, Drive(engine), pool)
+        launches += sum(plan is not None and plan.steps > 1 for plan in plan_steps)
+    print(f"{launches} launches of several steps")
+    assert launches == 0 if not native.available else launches > 0
+
+
+def random_config(rng, launch):
     return EngineConfig(
+        decode_steps_per_launch=launch,
         max_sequences=rng.randint(2, 6),
         token_budget=rng.choice([8, 16, 64, 256]),
         kv_pages=rng.choice([8, 9, 10, 14, 60]),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from antiphon_kernels import Stop
+from antiphon_kernels import Stop, native
 
 from .conversation import Conversation
 from .deltas import Delta
@@ -84,8 +84,10 @@ class Engine:
         graphs: Graphs | None = None,
     ):
         self.runtime = runtime
-        drafts = runtime.draft is not None
-        self.config = resolve(config or EngineConfig(), runtime.config.llm, runtime.dtype, drafts=drafts)
+        native_steps, drafts = runtime.device.type == "cpu" and native.available, runtime.draft is not None
+        self.config = resolve(
+            config or EngineConfig(), runtime.config.llm, runtime.dtype, native=native_steps, drafts=drafts
+        )
         self.clock = clock
         llm, sizes = runtime.config.llm, kv_sizes(self.config)
         self.memory = engine_memory(runtime, self.config)
@@ -112,7 +114,7 @@ class Engine:
                 max_sequences=self.config.max_sequences,
                 max_positions=llm.max_positions,
                 prefix_caching=self.config.prefix_caching,
-                shorter_launches=drafts,
+                shorter_launches=native_steps,
             ),
             KVPools(sizes.trunk, sizes.text, sizes.audio),
             policy if policy is not None else DeadlinePolicy(self._deadlines(), self._cost),

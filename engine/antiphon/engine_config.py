@@ -12,8 +12,8 @@ from .execution.flashinfer_attention import CHOICES
 from .execution.kv_cache import PAGE_SIZE, KVSizes, page_bytes
 
 DEFAULT_KV_BYTES = 1 << 30
-STEPS_WITH_A_DRAFT = 8
-"""Decode steps of a launch unless told otherwise: as many pairs as one round of a draft can give."""
+NATIVE_STEPS = 8
+"""Decode steps of a launch by the native step unless told otherwise: as many pairs as one round of a draft can give."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class EngineConfig:
     costs the branch, changes no token. decode_steps_per_launch: decode steps that run in a row without the host, by captured
     graphs or by the native step of a CPU (of up to 16 requests), while nobody waits to be admitted and no speech chunk is
     about to be complete; saves the gap between steps, and text comes in groups; changes no token
-    (default: 1, with a draft 8: it proposes within a launch). attention: "antiphon", "flashinfer"
+    (default: 1; by the native step 8, or as many as take no longer than a step with prompts may; with a draft 8, for it
+    proposes within a launch). attention: "antiphon", "flashinfer"
     (everywhere) or "auto" (FlashInfer for prompts, where it is installed and suits).
     """
 
@@ -58,12 +59,14 @@ class EngineConfig:
             raise ConfigError(f"decode_steps_per_launch must be 1 to {PAGE_SIZE}, got {steps}")
 
 
-def resolve(config: EngineConfig, llm: LlmConfig, dtype: torch.dtype, *, drafts: bool = False) -> EngineConfig:
+def resolve(
+    config: EngineConfig, llm: LlmConfig, dtype: torch.dtype, *, native: bool = False, drafts: bool = False
+) -> EngineConfig:
     """``config`` with every "auto" filled in: one longest request must always fit, more as the memory allows.
 
-    ``drafts``: the model has a draft.
+    ``native``: decode steps are native calls. ``drafts``: the model has a draft.
     """
-    steps = config.decode_steps_per_launch or (STEPS_WITH_A_DRAFT if drafts else 1)
+    steps = config.decode_steps_per_launch or (NATIVE_STEPS if native or drafts else 1)
     if drafts and steps == 1:
         raise ConfigError("a draft proposes within a launch of several steps; set decode_steps_per_launch to 2 or more")
     config = replace(config, max_voices=config.max_voices or config.max_sequences, decode_steps_per_launch=steps)

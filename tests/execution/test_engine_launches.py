@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from engine_outcome import REQUESTS, Outcome, request
 
+from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
 from antiphon.errors import ConfigError
 from antiphon.execution.graphs import TapeGraphs
@@ -59,3 +60,9 @@ def test_when_pages_are_short_steps_are_single_again(tiny_runtime, single):
 def test_sizes_that_make_no_sense_are_refused(launch):
     with pytest.raises(ConfigError, match="decode_steps_per_launch"):
         EngineConfig(decode_steps_per_launch=launch)
+
+
+def test_native_steps_follow_each_other_unless_told_otherwise(tiny_runtime):
+    chosen = Engine(tiny_runtime, EngineConfig()).config.decode_steps_per_launch
+    assert chosen == (8 if native.available else 1)
+    assert Engine(tiny_runtime, EngineConfig(decode_steps_per_launch=1)).config.decode_steps_per_launch == 1
