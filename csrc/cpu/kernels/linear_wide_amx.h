@@ -1,6 +1,6 @@
 // Wide bfloat16 linear on AMX tiles; included by linear_wide.cpp where the instruction set has them.
 //
-// 32 rows of W meet 32 rows of x in four accumulator tiles. Tiles of W are loaded as its rows lie. k is walked in chunks
+// 32 rows of W meet 32 rows of x in four accumulator tiles, tiles of W loaded as its rows lie. k is walked in chunks
 // so narrow that a panel's stays in the first-level cache while all rows of x pass by; sums wait in memory for the next
 // one. Tiles of x come from the second-level cache in time by themselves: asking for them takes more slots than they
 // are worth. W comes from memory and is asked for two chunks ahead, between the products. Where x does not stay in the
@@ -193,8 +193,9 @@ inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, i
   for (int64_t begin = 0; begin < depths; begin += walk.depths)
     for (int64_t i = 0; i < columns; i += kWideRows) {
       const int64_t end = min64(begin + walk.depths, depths);
-      const bool last = i + kWideRows >= columns;
-      const bf16* next = !last ? panel(i + kWideRows).w + begin * kDepth : end < depths ? panel(0).w + end * kDepth : then;
+      const bf16* next = i + kWideRows < columns ? panel(i + kWideRows).w + begin * kDepth
+                         : end < depths          ? panel(0).w + end * kDepth
+                                                 : then;
       wide_chunks(p, panel(i), begin, end, next, memory + i / kWideRows * waiting);
     }
 }
