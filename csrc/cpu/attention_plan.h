@@ -23,8 +23,8 @@ class AttentionUnits {
   int64_t rows() const { return rows_; }
 
   AttentionPlan plan() {
-    // Keys and values, dims padded to at most a multiple of 32, in float32 at worst.
-    const int64_t block = 2 * AttentionPlan::kBlockKeys * ceil_div(head_dim_, 32) * 32 * 4;
+    // Keys and values, dims padded to at most a multiple of 32.
+    const int64_t block = 2 * AttentionPlan::kBlockKeys * ceil_div(head_dim_, 32) * 32 * AttentionPlan::kStoredBytes;
     return plan_in(shared_scratch(first_block_.back() * heads_ * block));
   }
   // In the memory of another plan, of the same keys.

@@ -18,6 +18,10 @@ CASES = [
     encoder(1, 300, 2, 64, 50),
     prefill([5], [5], 14, 2, 64),
     prefill([33, 1, 17], [33, 20, 300], 4, 2, 24),  # beside a decoding sequence; a chunk that continues
+    flow([1, 15, 16, 17], [0, 16, 15, 16], 2, 32),  # around a tile of rows; 1, 31, 31 and 33 keys, around one of keys
+    flow([33, 16], [256, 240], 2, 48),  # a depth half full, three tiles of dims; 289 and exactly 256 keys
+    encoder(2, 31, 2, 80, 7),  # two full depths and half of one; ends within a tile
+    prefill([17, 2], [530, 257], 4, 2, 128),  # three blocks of keys; one key behind a block
 ]
 
 
@@ -33,9 +37,10 @@ def test_agrees_with_reference_on_any_number_of_threads(case, dtype, isa, poison
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_stream_has_the_same_bits_alone(dtype, isa):
+@pytest.mark.parametrize("dim", [48, 64])
+def test_a_stream_has_the_same_bits_alone(dim, dtype, isa):
     lengths, cached = [7, 40, 12], [0, 270, 31]
-    args = build(flow(lengths, cached, 3, 64), dtype)
+    args = build(flow(lengths, cached, 3, dim), dtype)
     q, k, v, starts, k_cache, v_cache, slots, cache_lens, _, scale = args
     with ak.use_backend("native"):
         together = ak.flow_attention(*args)
@@ -83,6 +88,46 @@ def test_large_scores_stay_finite_and_their_order_does_not_matter(isa):
         flipped = ak.encoder_attention(q, k.flip(1), v.flip(1), none, 0)
     for got in (out, flipped):
         torch.testing.assert_close(got.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dim", [32, 48, 64, 128])
+@pytest.mark.parametrize("keys", [33, 300])
+def test_float32_keeps_its_precision_over_a_wide_range(keys, dim, isa):
+    """Queries from 1e-20 to 1e20, keys that bring scores back to the size of 1, values from 1e-20 to 1e4 in one column.
+
+    Columns of the result are compared each by its own largest value.
+    """
+    torch.manual_seed(2)
+    sizes = 10 ** torch.linspace(-20, 20, dim)[torch.randperm(dim)]
+    q, k = torch.randn(1, keys, 1, dim) * sizes, torch.randn(1, keys, 1, dim) / sizes
+    v = torch.randn(1, keys, 1, dim) * 10 ** (torch.rand(1, keys, 1, dim) * 24 - 20)
+    none = torch.zeros(0, dtype=torch.int64)
+    exact = ak.encoder_attention.reference(q.double(), k.double(), v.double(), none, 0)
+    own = ak.encoder_attention.reference(q, k, v, none, 0)
+    with ak.use_backend("native"):
+        got = ak.encoder_attention(q, k, v, none, 0)
+    largest = exact.abs().amax(dim=1, keepdim=True)
+    floor = torch.finfo(torch.float32).eps * (1 + dim**0.5)
+    bound = 2 * ((own - exact) / largest).abs().max() + floor
+    used = (((got - exact) / largest).abs().max() / bound).item()
+    print(f"{keys} keys, {dim} dims: {100 * used:.0f} % of the error budget")
+    assert used <= 1
+
+
+@pytest.mark.parametrize("dim", [16, 40, 64])
+def test_scores_below_float32_are_ignored_and_above_it_stay_finite(dim, isa):
+    """Three keys of four have a product of up to -1e60 with every query; no result may be anything but a mean of values."""
+    torch.manual_seed(3)
+    q, k, v = torch.rand(1, 290, 2, dim) + 0.5, torch.rand(1, 290, 2, dim) + 0.5, torch.randn(1, 290, 2, dim)
+    k *= torch.where(torch.arange(290) % 4 == 0, 1e-31, -1e30)[None, :, None, None]
+    q *= torch.where(torch.arange(290) % 3 == 0, 1e30, 1e25)[None, :, None, None]
+    none = torch.zeros(0, dtype=torch.int64)
+    expected = ak.encoder_attention.reference(q.double(), k.double(), v.double(), none, 0)
+    with ak.use_backend("native"):
+        got = ak.encoder_attention(q, k, v, none, 0)
+        above = ak.encoder_attention(q, -k, v, none, 0)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+    assert above.isfinite().all() and above.abs().max() <= v.abs().max() * 1.001
 
 
 def test_awkward_memory_changes_nothing(isa):

@@ -64,7 +64,7 @@ inline void soften(Lanes& lanes, float* scores, int64_t first, int64_t n, float 
         score = fmadd(sub(visible(ends, first + j + i), set1(1.0f)), set1(kHidden), score);
         store(scores + (j + i) * VF, score);
       }
-      tops[i] = max(tops[i], score);
+      tops[i] = max(score, tops[i]);  // in this order a score that is not a number is never the highest
     }
   const vf top = max(max(tops[0], tops[1]), max(tops[2], tops[3])), factors = set1(factor);
   for (vf& sum : sums) sum = set1(0.0f);
@@ -102,7 +102,7 @@ inline void start_lanes(const Problem& p, int64_t row, int64_t rows, Lanes& lane
 
 #include "attention_vector.h"
 #if defined(__AMX_BF16__)
-#include "attention_amx.h"
+#include "attention_split_amx.h"
 #endif
 
 namespace antiphon::ANTIPHON_ISA {
@@ -114,7 +114,11 @@ struct BlockOf {
 #if defined(__AMX_BF16__)
 template <>
 struct BlockOf<bf16> {
-  using type = TileBlock;
+  using type = TileBlock<Whole>;
+};
+template <>
+struct BlockOf<float> {
+  using type = TileBlock<Split>;
 };
 #endif
 
@@ -172,7 +176,8 @@ inline void attend_all(const AttentionPlan& plan, int count, const F& problem) {
   using Block = typename BlockOf<T>::type;
   using Stored = typename Block::Stored;
   const int64_t heads = plan.heads, sequences = plan.num_sequences, steps = kKeyBlock / kKeyStep;
-  const int64_t stride = 2 * kKeyBlock * Block::padded(plan.head_dim);
+  static_assert(Block::kPieces * sizeof(Stored) <= AttentionPlan::kStoredBytes, "the workspace is sized by it");
+  const int64_t stride = 2 * kKeyBlock * Block::padded(plan.head_dim) * Block::kPieces;
   Stored* packed = static_cast<Stored*>(plan.workspace);
   claim_units(plan.next, plan.first_block[sequences] * steps, [&](int64_t unit) {
     const int64_t s = sequence_of(plan.first_block, unit / steps), block = unit / steps - plan.first_block[s];

@@ -1,25 +1,90 @@
-// The block of attention.h on AMX tiles, for bfloat16; included by it where the instruction set has them.
+// The block of attention.h on AMX tiles; included by it where the instruction set has them.
 //
 // Scores: 16 keys, as they lie in memory, times 16 packed queries give a tile [key][row]. Sums: 16 dims of the
 // transposed values times the weights, whose pairs of keys lie side by side, give a tile [dim][row]. Both take two by
 // two tiles.
+//
+// Tiles multiply bfloat16. A Form says how values of an element type are written in it, as kPieces tiles that lie one
+// behind the other, and which of them are multiplied: Whole is bfloat16 itself, Split (attention_split_amx.h) float32.
 #pragma once
 
 #include "tiles.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
+// Rows in tiles 4 and 5, columns in 6 and 7, of one or two each; those of the second are `step` elements on.
+template <int kRows>
+inline void load_rows(const bf16* rows, int64_t step) {
+  _tile_loadd(4, rows, 64);
+  if constexpr (kRows == 2) _tile_loadd(5, rows + step, 64);
+}
+template <int kColumns>
+inline void load_columns(const bf16* columns, int64_t step) {
+  _tile_loadd(6, columns, 64);
+  if constexpr (kColumns == 2) _tile_loadd(7, columns + step, 64);
+}
+
+// Tiles 0 to 3 += rows times columns, as load_sums says which is whose.
+template <int kRows, int kColumns>
+inline void multiply_tiles() {
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kRows == 2) _tile_dpbf16ps(1, 5, 6);
+  if constexpr (kColumns == 2) _tile_dpbf16ps(2, 4, 7);
+  if constexpr (kColumns == 2 && kRows == 2) _tile_dpbf16ps(3, 5, 7);
+}
+
+struct Whole {
+  using Element = bf16;
+  static constexpr int64_t kPieces = 1;
+
+  // 32 dims of a row of which `left` are left.
+  static void key(const bf16* row, int64_t left, __m512i* words) {
+    *words = left >= 32 ? Dot<bf16>::load(row) : Dot<bf16>::load_n(row, left);
+  }
+  static void query(const bf16* row, int64_t left, __m512i* words) { key(row, left, words); }
+
+  // 16 dims of the values of two keys, side by side.
+  static void values(const bf16* a, const bf16* b, int64_t left, __m512i* words) {
+    const __m512i pair = _mm512_castsi256_si512(dims(a, left));
+    *words = interleave(_mm512_inserti64x4(pair, dims(b, left), 1));
+  }
+
+  // Weights of two keys, side by side.
+  static void weights(vf a, vf b, __m512i* words) { *words = interleave(round_pair(a, b)); }
+
+  template <int kRows, int kColumns>
+  static void multiply(const bf16* rows, int64_t row_step, const bf16* columns, int64_t column_step) {
+    load_rows<kRows>(rows, row_step);
+    load_columns<kColumns>(columns, column_step);
+    multiply_tiles<kRows, kColumns>();
+  }
+  template <int kRows, int kColumns>
+  static void multiply_last(int64_t, const bf16* rows, int64_t row_step, const bf16* columns, int64_t column_step) {
+    multiply<kRows, kColumns>(rows, row_step, columns, column_step);
+  }
+
+ private:
+  static __m256i dims(const bf16* row, int64_t left) {
+    if (left >= 16) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+    saw(row, 2 * left);
+    return _mm256_maskz_loadu_epi16(first(left), row);
+  }
+};
+
+template <class Form>
 class TileBlock {
  public:
   using Stored = bf16;
+  static constexpr int64_t kPieces = Form::kPieces;
 
-  TileBlock(int64_t head_dim, int64_t groups) : dim_(head_dim), depths_((head_dim + 31) / 32), dims_(2 * depths_) {
-    const int64_t queries = groups * depths_ * kTile, state = groups * dims_ * kSums, scores = 2 * kKeyBlock * 16;
-    sums_ = static_cast<float*>(scratch((state + scores) * 4 + (queries + scores) * 2 + groups * sizeof(Lanes)));
+  TileBlock(int64_t head_dim, int64_t groups) : dim_(head_dim), depths_(depths(head_dim)), dims_(dims(head_dim)) {
+    const int64_t queries = groups * depths_ * kForm, state = groups * dims_ * kSums, scores = 2 * kKeyBlock * 16;
+    sums_ = static_cast<float*>(
+        scratch((state + scores) * 4 + (queries + scores * kPieces) * 2 + groups * sizeof(Lanes)));
     scores_ = sums_ + state;
     queries_ = reinterpret_cast<bf16*>(scores_ + scores);
     weights_ = queries_ + queries;
-    lanes_ = reinterpret_cast<Lanes*>(weights_ + scores);
+    lanes_ = reinterpret_cast<Lanes*>(weights_ + scores * kPieces);
     std::memset(sums_, 0, state * 4);
   }
   static int64_t padded(int64_t head_dim) { return round_up(head_dim, 32); }
@@ -27,54 +92,64 @@ class TileBlock {
   static void close() { _tile_release(); }
   Lanes& lanes(int64_t group) { return lanes_[group]; }
 
-  // [depth][16 pairs of dims][16 rows][2]
+  // [depth][piece][16 pairs of dims][16 rows][2]
   template <class Problem>
   void load_queries(const Problem& p, int64_t row, int64_t rows, int64_t group) {
-    for (int64_t depth = 0; depth < depths_; ++depth) {
-      __m512i words[16];
-      for (int64_t i = 0; i < 16; ++i)
-        words[i] = i < rows ? dims_at(p.query(row + i), depth, dim_) : _mm512_setzero_si512();
-      transpose_words(words);
-      bf16* to = queries_ + (group * depths_ + depth) * kTile;
-      for (int64_t i = 0; i < 16; ++i) _mm512_store_si512(to + 32 * i, words[i]);
-    }
+    for (int64_t depth = 0; depth < depths_; ++depth)
+      pack_columns(queries_ + (group * depths_ + depth) * kForm, [&](int64_t i, __m512i* words) {
+        if (i < rows) Form::query(p.query(row + i) + 32 * depth, dim_ - 32 * depth, words);
+      });
   }
 
-  // Keys [first, first + n) to rows [at, at + 32) of a block, zero past n: keys are [16 keys][depth][key][32 dims],
-  // values [32 keys][16 dims][dim][32 keys].
+  // Keys [first, first + n) to rows [at, at + 32) of a block, zero past n: keys are
+  // [16 keys][depth][piece][key][32 dims], values [32 keys][16 dims][piece][dim][32 keys].
   template <class Problem>
   static void pack(const Problem& p, int64_t first, int64_t n, bf16* block, int64_t at) {
-    const int64_t dim = p.head_dim, depths = (dim + 31) / 32;
-    bf16* keys = block + at * depths * 32;
+    const int64_t dim = p.head_dim, depths = TileBlock::depths(dim), dims = TileBlock::dims(dim);
+    bf16* keys = block + at / 16 * depths * kForm;
     for (int64_t j = 0; j < 32; ++j)
-      for (int64_t depth = 0; depth < depths; ++depth)
-        _mm512_store_si512(keys + (j / 16 * depths + depth) * kTile + j % 16 * 32,
-                           j < n ? dims_at(p.key(first + j), depth, dim) : _mm512_setzero_si512());
-    for (int64_t depth = 0; depth < depths; ++depth)
-      pack_values(p, first, n, depth, block + ((kKeyBlock + at) * depths + 32 * depth) * 32);
+      for (int64_t depth = 0; depth < depths; ++depth) {
+        __m512i words[kPieces] = {};
+        if (j < n) Form::key(p.key(first + j) + 32 * depth, dim - 32 * depth, words);
+        bf16* to = keys + (j / 16 * depths + depth) * kForm + j % 16 * 32;
+        for (int64_t i = 0; i < kPieces; ++i) _mm512_store_si512(to + i * kTile, words[i]);
+      }
+    bf16* values = values_of(block, depths) + at / 32 * dims * kForm;
+    alignas(64) const typename Form::Element none[16] = {};
+    const auto value = [&](int64_t j, int64_t d) { return j < n ? p.value(first + j) + d : none; };
+    for (int64_t d = 0; d < dim; d += 16)
+      pack_columns(values + d / 16 * kForm, [&](int64_t i, __m512i* words) {
+        if (2 * i < n) Form::values(value(2 * i, d), value(2 * i + 1, d), dim - d, words);
+      });
   }
 
   template <int kGroups>
   void score(const bf16* keys, int64_t group, int64_t n) {
+    const int64_t step = depths_ * kForm, last = depths_ - 1;
     for (int64_t j = 0; j < n; j += 32) {
-      const bf16* key = keys + j / 16 * depths_ * kTile;
-      const bf16* query = queries_ + group * depths_ * kTile;
+      const bf16* key = keys + j / 16 * step;
+      const bf16* query = queries_ + group * step;
       zero_sums<kGroups>();
-      for (int64_t depth = 0; depth < depths_; ++depth, key += kTile, query += kTile) {
-        fetch_tile(key + 2 * depths_ * kTile);
-        fetch_tile(key + 3 * depths_ * kTile);
-        products<kGroups>(key, depths_ * kTile, query, depths_ * kTile);
+      for (int64_t depth = 0; depth < last; ++depth, key += kForm, query += kForm) {
+        fetch<2>(key + 2 * step, step);
+        Form::template multiply<2, kGroups>(key, step, query, step);
       }
+      fetch<2>(key + 2 * step, step);
+      Form::template multiply_last<2, kGroups>(dim_ - 32 * last, key, step, query, step);
       store_sums<kGroups>(scores_ + j * 16, kSums, kKeyBlock * 16);
     }
   }
 
+  // [32 keys][piece][16 pairs of keys][16 rows][2]
   template <bool kMasked>
   void weigh(int64_t group, int64_t which, int64_t first, int64_t n, float factor) {
     float* scores = scores_ + which * kKeyBlock * 16;
-    bf16* to = weights_ + which * kKeyBlock * 16;
-    soften<bf16, kMasked>(lanes_[group], scores, first, n, factor,
-                          [&](int64_t j, vf a, vf b) { _mm512_store_si512(to + j * 16, interleave(round_pair(a, b))); });
+    bf16* to = weights_ + which * kWeights;
+    soften<typename Form::Element, kMasked>(lanes_[group], scores, first, n, factor, [&](int64_t j, vf a, vf b) {
+      __m512i words[kPieces];
+      Form::weights(a, b, words);
+      for (int64_t i = 0; i < kPieces; ++i) _mm512_store_si512(to + j / 32 * kForm + i * kTile + j % 32 * 16, words[i]);
+    });
   }
 
   template <int kGroups>
@@ -84,17 +159,8 @@ class TileBlock {
       float* sums = sums_ + (group + g) * dims_ * kSums;
       for (int64_t i = 0; i < dims_ * kSums; i += 16) store(sums + i, mul(load(sums + i), decay));
     }
-    for (int64_t dim = 0; dim < dims_; dim += 2) {
-      float* sums = sums_ + (group * dims_ + dim) * kSums;
-      const bf16* value = block + kKeyBlock * depths_ * 32 + dim * kTile;
-      load_sums<kGroups>(sums, kSums, dims_ * kSums);
-      for (int64_t j = 0; j < n; j += 32, value += dims_ * kTile) {
-        fetch_tile(value + 2 * dims_ * kTile);
-        fetch_tile(value + 2 * dims_ * kTile + kTile);
-        products<kGroups>(value, kTile, weights_ + j * 16, kKeyBlock * 16);
-      }
-      store_sums<kGroups>(sums, kSums, dims_ * kSums);
-    }
+    for (int64_t dim = 0; dim < dims_; dim += 2)
+      dim + 1 < dims_ ? mix_dims<2, kGroups>(block, group, dim, n) : mix_dims<1, kGroups>(block, group, dim, n);
   }
 
   template <class Problem>
@@ -111,47 +177,48 @@ class TileBlock {
   }
 
  private:
-  static constexpr int64_t kTile = 512;  // bfloat16 of a tile
-  static constexpr int64_t kSums = 256;  // float32 of a tile
+  static constexpr int64_t kTile = 512;                          // bfloat16 of a tile
+  static constexpr int64_t kForm = kPieces * kTile;              // of all pieces of one
+  static constexpr int64_t kSums = 256;                          // float32 of a tile
+  static constexpr int64_t kWeights = kKeyBlock * 16 * kPieces;  // of a group
 
-  static __m512i dims_at(const bf16* row, int64_t depth, int64_t dim) {
-    const int64_t left = dim - 32 * depth;
-    return left >= 32 ? Dot<bf16>::load(row + 32 * depth) : Dot<bf16>::load_n(row + 32 * depth, left);
-  }
+  static int64_t depths(int64_t head_dim) { return (head_dim + 31) / 32; }  // tiles of a key
+  static int64_t dims(int64_t head_dim) { return (head_dim + 15) / 16; }    // of a value
+  template <class T>
+  static T* values_of(T* block, int64_t depths) { return block + kKeyBlock / 16 * depths * kForm; }
 
-  // 32 dims of up to 32 keys, transposed.
-  template <class Problem>
-  static void pack_values(const Problem& p, int64_t first, int64_t n, int64_t depth, bf16* to) {
-    __m512i low[16], high[16];
+  // make(i, words) writes row i of every piece, or leaves it zero; rows become columns of words.
+  template <class Make>
+  static void pack_columns(bf16* to, const Make& make) {
+    __m512i words[kPieces][16];
     for (int64_t i = 0; i < 16; ++i) {
-      const __m512i zero = _mm512_setzero_si512();
-      const __m512i a = 2 * i < n ? dims_at(p.value(first + 2 * i), depth, p.head_dim) : zero;
-      const __m512i b = 2 * i + 1 < n ? dims_at(p.value(first + 2 * i + 1), depth, p.head_dim) : zero;
-      low[i] = _mm512_unpacklo_epi16(a, b);  // dims 0 to 3 of every eight
-      high[i] = _mm512_unpackhi_epi16(a, b);
+      __m512i row[kPieces] = {};
+      make(i, row);
+      for (int64_t piece = 0; piece < kPieces; ++piece) words[piece][i] = row[piece];
     }
-    transpose_words(low);
-    transpose_words(high);
-    for (int64_t i = 0; i < 16; ++i) {
-      const int64_t d = i / 4 * 8 + i % 4;
-      _mm512_store_si512(to + d * 32, low[i]);
-      _mm512_store_si512(to + (d + 4) * 32, high[i]);
+    for (auto& piece : words) {
+      transpose_words(piece);
+      for (int64_t i = 0; i < 16; ++i, to += 32) _mm512_store_si512(to, piece[i]);
     }
   }
 
-  // Tiles 0 to 3 += two tiles of rows times one or two of columns.
-  template <int kGroups>
-  static void products(const bf16* rows, int64_t row_step, const bf16* columns, int64_t column_step) {
-    _tile_loadd(4, rows, 64);
-    _tile_loadd(6, columns, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, rows + row_step, 64);
-    _tile_dpbf16ps(1, 5, 6);
-    if constexpr (kGroups == 2) {
-      _tile_loadd(7, columns + column_step, 64);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
+  template <int kRows>
+  static void fetch(const bf16* rows, int64_t step) {
+    for (int64_t row = 0; row < kRows; ++row)
+      for (int64_t piece = 0; piece < kPieces; ++piece) fetch_tile(rows + row * step + piece * kTile);
+  }
+
+  // One or two tiles of dims.
+  template <int kRows, int kGroups>
+  void mix_dims(const bf16* block, int64_t group, int64_t dim, int64_t n) {
+    float* sums = sums_ + (group * dims_ + dim) * kSums;
+    const bf16* value = values_of(block, depths_) + dim * kForm;
+    load_sums<kGroups, kRows>(sums, kSums, dims_ * kSums);
+    for (int64_t j = 0; j < n; j += 32, value += dims_ * kForm) {
+      fetch<kRows>(value + 2 * dims_ * kForm, kForm);
+      Form::template multiply<kRows, kGroups>(value, kForm, weights_ + j / 32 * kForm, kWeights);
     }
+    store_sums<kGroups, kRows>(sums, kSums, dims_ * kSums);
   }
 
   int64_t dim_, depths_, dims_;

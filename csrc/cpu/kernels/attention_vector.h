@@ -8,6 +8,7 @@ template <class T>
 class VectorBlock {
  public:
   using Stored = float;
+  static constexpr int64_t kPieces = 1;  // Stored of an element
   static constexpr int64_t kKeys = VF == 16 ? 8 : 4, kDims = kKeys;  // accumulators: as many by two groups
 
   VectorBlock(int64_t head_dim, int64_t groups) : dim_(head_dim), padded_(padded(head_dim)) {

@@ -47,37 +47,31 @@ inline __m512i interleave(__m512i pair) {
 }
 
 // Sums of two blocks of 16 by two in tiles 0 to 3, of one by two in 0 and 1: tile 1 is `second` elements behind tile 0 in
-// memory, the second pair `pair` elements behind the first.
-template <int kBlocks>
+// memory, the second pair `pair` elements behind the first. With one row of blocks tiles 1 and 3 are left alone.
+template <int kBlocks, int kRows = 2>
 inline void zero_sums() {
   order_tiles();
   _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kBlocks == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  if constexpr (kRows == 2) _tile_zero(1);
+  if constexpr (kBlocks == 2) _tile_zero(2);
+  if constexpr (kBlocks == 2 && kRows == 2) _tile_zero(3);
 }
 
-template <int kBlocks, class T>
+template <int kBlocks, int kRows = 2, class T>
 inline void load_sums(const T* sums, int64_t second, int64_t pair) {
   order_tiles();
   _tile_loadd(0, sums, 64);
-  _tile_loadd(1, sums + second, 64);
-  if constexpr (kBlocks == 2) {
-    _tile_loadd(2, sums + pair, 64);
-    _tile_loadd(3, sums + pair + second, 64);
-  }
+  if constexpr (kRows == 2) _tile_loadd(1, sums + second, 64);
+  if constexpr (kBlocks == 2) _tile_loadd(2, sums + pair, 64);
+  if constexpr (kBlocks == 2 && kRows == 2) _tile_loadd(3, sums + pair + second, 64);
 }
 
-template <int kBlocks, class T>
+template <int kBlocks, int kRows = 2, class T>
 inline void store_sums(T* sums, int64_t second, int64_t pair) {
   _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + second, 64);
-  if constexpr (kBlocks == 2) {
-    _tile_stored(2, sums + pair, 64);
-    _tile_stored(3, sums + pair + second, 64);
-  }
+  if constexpr (kRows == 2) _tile_stored(1, sums + second, 64);
+  if constexpr (kBlocks == 2) _tile_stored(2, sums + pair, 64);
+  if constexpr (kBlocks == 2 && kRows == 2) _tile_stored(3, sums + pair + second, 64);
   order_tiles();
 }
 
