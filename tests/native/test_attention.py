@@ -116,7 +116,7 @@ def test_float32_keeps_its_precision_over_a_wide_range(keys, dim, isa):
 
 @pytest.mark.parametrize("dim", [16, 40, 64])
 def test_scores_below_float32_are_ignored_and_above_it_stay_finite(dim, isa):
-    """Three keys of four have a product of up to -1e60 with every query; no result may be anything but a mean of values."""
+    """Three keys of four have products of up to -1e60 with a query; no result may be anything but a mean of values."""
     torch.manual_seed(3)
     q, k, v = torch.rand(1, 290, 2, dim) + 0.5, torch.rand(1, 290, 2, dim) + 0.5, torch.randn(1, 290, 2, dim)
     k *= torch.where(torch.arange(290) % 4 == 0, 1e-31, -1e30)[None, :, None, None]

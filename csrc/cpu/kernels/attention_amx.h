@@ -131,10 +131,10 @@ class TileBlock {
       const bf16* query = queries_ + group * step;
       zero_sums<kGroups>();
       for (int64_t depth = 0; depth < last; ++depth, key += kForm, query += kForm) {
-        fetch<2>(key + 2 * step, step);
+        fetch<2>(key + (kNear ? kForm : 2 * step), step);
         Form::template multiply<2, kGroups>(key, step, query, step);
       }
-      fetch<2>(key + 2 * step, step);
+      fetch<2>(key + (kNear ? kForm + step : 2 * step), step);
       Form::template multiply_last<2, kGroups>(dim_ - 32 * last, key, step, query, step);
       store_sums<kGroups>(scores_ + j * 16, kSums, kKeyBlock * 16);
     }
@@ -182,6 +182,10 @@ class TileBlock {
   static constexpr int64_t kSums = 256;                          // float32 of a tile
   static constexpr int64_t kWeights = kKeyBlock * 16 * kPieces;  // of a group
 
+  // How far ahead tiles are fetched: one depth or 32 keys if that takes long enough, else the same depth of the next 32
+  // keys, or the 32 after those. What is fetched too early pushes others out of the first-level cache.
+  static constexpr bool kNear = kPieces > 1;
+
   static int64_t depths(int64_t head_dim) { return (head_dim + 31) / 32; }  // tiles of a key
   static int64_t dims(int64_t head_dim) { return (head_dim + 15) / 16; }    // of a value
   template <class T>
@@ -215,7 +219,7 @@ class TileBlock {
     const bf16* value = values_of(block, depths_) + dim * kForm;
     load_sums<kGroups, kRows>(sums, kSums, dims_ * kSums);
     for (int64_t j = 0; j < n; j += 32, value += dims_ * kForm) {
-      fetch<kRows>(value + 2 * dims_ * kForm, kForm);
+      fetch<kRows>(value + (kNear ? 1 : 2) * dims_ * kForm, kForm);
       Form::template multiply<kRows, kGroups>(value, kForm, weights_ + j / 32 * kForm, kWeights);
     }
     store_sums<kGroups, kRows>(sums, kSums, dims_ * kSums);

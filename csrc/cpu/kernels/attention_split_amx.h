@@ -11,8 +11,8 @@
 // every row, whatever shares its tiles. Scores of a last depth of at most 16 dims hold two pieces in a tile and take
 // three instructions in place of six.
 //
-// What is below 2^-126, a piece or a product, is zero to a tile. Products that overflow may do so with either sign, as b
-// has another sign than a: a score that is infinite in float32 may be not a number here, which soften takes for the
+// What is below 2^-126, a piece or a product, is zero to a tile. Products that overflow may do so with either sign, as
+// b has another sign than a: a score that is infinite in float32 may be not a number here, which soften takes for the
 // lowest. Values within 2^-9 of the largest float32 round to infinity.
 #pragma once
 

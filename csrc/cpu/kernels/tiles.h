@@ -46,8 +46,8 @@ inline __m512i interleave(__m512i pair) {
   return _mm512_permutexvar_epi16(order, pair);
 }
 
-// Sums of two blocks of 16 by two in tiles 0 to 3, of one by two in 0 and 1: tile 1 is `second` elements behind tile 0 in
-// memory, the second pair `pair` elements behind the first. With one row of blocks tiles 1 and 3 are left alone.
+// Sums of two blocks of 16 by two in tiles 0 to 3, of one by two in 0 and 1: tile 1 is `second` elements behind tile 0
+// in memory, the second pair `pair` elements behind the first. With one row of blocks tiles 1 and 3 are left alone.
 template <int kBlocks, int kRows = 2>
 inline void zero_sums() {
   order_tiles();
