@@ -46,7 +46,12 @@ struct Split {
     pairs(load_upto(a, n), load_upto(b, n), words);
   }
 
-  static void weights(vf a, vf b, __m512i* words) { pairs(a, b, words); }
+  // Below kSplit a weight is its first piece alone: beside the highest, 1, the rest is nothing, and as a denormal it
+  // would take the processor a hundred cycles.
+  static void weights(vf a, vf b, __m512i* words) {
+    const auto split = [](vf w) { return _mm512_cmp_ps_mask(w, set1(kSplit), _CMP_GE_OQ); };
+    pairs(a, b, words, split(a), split(b));
+  }
 
   // Neighbours in this order share their rows or their columns, which saves a third of the loads.
   template <int kRows, int kColumns>
@@ -81,6 +86,7 @@ struct Split {
 
  private:
   static constexpr int64_t kTile = 512;
+  static constexpr float kSplit = 0x1p-103f;  // from here on the last of the 24 bits is no denormal
 
   struct Pieces {
     vf a, b, c;  // bfloat16 in the upper half of a lane; below c there is nothing
@@ -91,16 +97,16 @@ struct Split {
   static vf rounded(vf x) {
     return _mm512_castsi512_ps(upper(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000))));
   }
-  static Pieces pieces(vf x) {
-    const vf a = rounded(x), rest = sub(x, a), b = rounded(rest);
+  static Pieces pieces(vf x, __mmask16 split = 0xffff) {
+    const vf a = rounded(x), rest = _mm512_maskz_sub_ps(split, x, a), b = rounded(rest);
     return {a, b, sub(rest, b)};
   }
   // The upper halves of lanes, those of `low` first.
   static __m512i word(vf low, vf high) {
     return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(low), 16), upper(_mm512_castps_si512(high)));
   }
-  static void pairs(vf low, vf high, __m512i* words) {
-    const Pieces x = pieces(low), y = pieces(high);
+  static void pairs(vf low, vf high, __m512i* words, __mmask16 split_low = 0xffff, __mmask16 split_high = 0xffff) {
+    const Pieces x = pieces(low, split_low), y = pieces(high, split_high);
     words[0] = word(x.a, y.a);
     words[1] = word(x.b, y.b);
     words[2] = word(x.c, y.c);
