@@ -116,12 +116,13 @@ struct FlowRopeArgs {
 
 // How the rows and keys of ragged sequences are cut into units of work; attention_plan.h makes it.
 struct AttentionPlan {
-  static constexpr int64_t kChunkRows = 192, kBlockKeys = 256;
+  static constexpr int64_t kChunkRows = 192, kBlockKeys = 256, kKeyStep = 32;
   static constexpr int64_t kStoredBytes = 6;  // of a packed element at most: float32 in three pieces of bfloat16
   int64_t num_sequences, heads, head_dim;  // heads of the keys
   const int64_t* first_block;  // [num_sequences + 1], running total of blocks of keys of a head
+  const int64_t* first_step;   // [num_sequences + 1], of steps of keys to pack: the last ones of a sequence's blocks
   const int64_t* first_chunk;  // [num_sequences + 1], of chunks of rows of a head
-  void* workspace;             // for the packed blocks, 64-byte aligned
+  void* workspace;             // for the packed blocks, 64-byte aligned; holds the steps that are packed already
   std::atomic<int64_t>* next;  // two, 0 at the start: threads take units of work as they come
 };
 

@@ -21,8 +21,8 @@
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr int64_t kUnitRows = AttentionPlan::kChunkRows, kKeyBlock = AttentionPlan::kBlockKeys;
-constexpr int64_t kKeyStep = 32;    // keys are padded with zeros to multiples of this
-constexpr float kHidden = 1e30f;    // what a hidden score is lowered by
+constexpr int64_t kKeyStep = AttentionPlan::kKeyStep;  // keys are padded with zeros to multiples of this
+constexpr float kHidden = 1e30f;                       // what a hidden score is lowered by
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -169,8 +169,8 @@ inline int64_t sequence_of(const int64_t* totals, int64_t at) {
 }
 
 // All rows of all sequences. problem(sequence, head) says where they lie and has `rows` and `keys`, how many there are.
-// Threads first claim steps of keys of all heads, for heads are neighbours in memory, then chunks of the rows of one
-// head, the last and under a causal mask longest chunk first.
+// Threads first claim steps of keys of all heads, for heads are neighbours in memory, as far as they are not packed
+// already, then chunks of the rows of one head, the last and under a causal mask longest chunk first.
 template <class T, class F>
 inline void attend_all(const AttentionPlan& plan, int count, const F& problem) {
   using Block = typename BlockOf<T>::type;
@@ -179,9 +179,10 @@ inline void attend_all(const AttentionPlan& plan, int count, const F& problem) {
   static_assert(Block::kPieces * sizeof(Stored) <= AttentionPlan::kStoredBytes, "the workspace is sized by it");
   const int64_t stride = 2 * kKeyBlock * Block::padded(plan.head_dim) * Block::kPieces;
   Stored* packed = static_cast<Stored*>(plan.workspace);
-  claim_units(plan.next, plan.first_block[sequences] * steps, [&](int64_t unit) {
-    const int64_t s = sequence_of(plan.first_block, unit / steps), block = unit / steps - plan.first_block[s];
-    const int64_t blocks = plan.first_block[s + 1] - plan.first_block[s], at = unit % steps * kKeyStep;
+  claim_units(plan.next, plan.first_step[sequences], [&](int64_t unit) {
+    const int64_t s = sequence_of(plan.first_step, unit), blocks = plan.first_block[s + 1] - plan.first_block[s];
+    const int64_t step = blocks * steps - (plan.first_step[s + 1] - unit);
+    const int64_t block = step / steps, at = step % steps * kKeyStep;
     for (int64_t h = 0; h < heads; ++h) {
       const auto p = problem(s, h);
       const int64_t first = block * kKeyBlock + at, n = min64(kKeyStep, p.keys - first);
