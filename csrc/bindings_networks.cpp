@@ -130,14 +130,15 @@ std::vector<PassLinear> pass_linears(const std::vector<Addresses>& linears) {
 // tables: cos, sin; linears: weight, w_stride, scales, bias, n, k of the input's, of five a layer, of the final
 // modulation's and of the output's.
 std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, const Addresses& tables,
-                                    const std::vector<Addresses>& linears, int64_t alone_work) {
+                                    const std::vector<Addresses>& linears, int64_t alone_work,
+                                    int64_t packed_limit) {
   const std::vector<PassLinear> all = pass_linears(linears);
   std::vector<FlowLayer> layers;
   for (size_t i = 1; i + 5 < all.size(); i += 5)
     layers.push_back({all[i], all[i + 1], all[i + 2], all[i + 3], all[i + 4]});
   return std::make_unique<FlowPass>(FlowWeights{static_cast<DType>(dtype), num_heads, eps, at<float>(tables.at(0)),
                                                 at<float>(tables.at(1)), all.at(0), std::move(layers),
-                                                all.at(all.size() - 2), all.back()}, alone_work);
+                                                all.at(all.size() - 2), all.back()}, alone_work, packed_limit);
 }
 
 // sizes and tensors in the order of FlowInput's members.
@@ -186,7 +187,10 @@ void bind_networks(py::module_& m) {
   py::class_<AmpBlocks>(m, "AmpBlocks").def(py::init(&amp_blocks)).def("run", &run_amp_blocks);
   py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
   py::class_<EncoderPass>(m, "EncoderPass").def(py::init(&encoder_pass)).def("run", &run_encoder_pass);
-  py::class_<FlowPass>(m, "FlowPass").def(py::init(&flow_pass)).def("run", &run_flow_pass);
+  py::class_<FlowPass>(m, "FlowPass")
+      .def(py::init(&flow_pass))
+      .def("run", &run_flow_pass)
+      .def_property_readonly("packed_bytes", &FlowPass::packed_bytes);
   m.def("next_draft_length", &next_draft_length);
   py::class_<TokenStep>(m, "TokenStep")
       .def(py::init(&token_step), py::keep_alive<1, 2>(), py::keep_alive<1, 7>())

@@ -26,16 +26,28 @@ class Aligned {
  public:
   // At least `size` elements; what was there is lost when it grows. New memory is zero.
   T* reserve(int64_t size) {
-    if (size > size_) {
-      memory_ = aligned_memory(size * sizeof(T));
-      std::memset(memory_.get(), 0, size * sizeof(T));
-      size_ = size;
-    }
+    if (grow(size)) std::memset(memory_.get(), 0, size * sizeof(T));
+    return data();
+  }
+  // The same for what is written before it is read: contents undefined, pages untouched.
+  T* reserve_unset(int64_t size) {
+    grow(size);
     return data();
   }
   T* data() const { return reinterpret_cast<T*>(memory_.get()); }
+  int64_t size() const { return size_; }
 
  private:
+  // Frees before it allocates. Tells whether the memory is new.
+  bool grow(int64_t size) {
+    if (size <= size_) return false;
+    size_ = 0;
+    memory_.reset();
+    memory_ = aligned_memory(size * sizeof(T));
+    size_ = size;
+    return true;
+  }
+
   AlignedMemory memory_;
   int64_t size_ = 0;
 };

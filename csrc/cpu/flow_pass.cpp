@@ -14,8 +14,8 @@ constexpr int64_t kCountersPerLayer = 16, kCountersOutside = 8;
 
 }  // namespace
 
-FlowPass::FlowPass(FlowWeights weights, int64_t alone_work)
-    : m_(std::move(weights)), alone_work_(alone_work), modulations_(m_.layers.size() + 1),
+FlowPass::FlowPass(FlowWeights weights, int64_t alone_work, int64_t packed_limit)
+    : m_(std::move(weights)), alone_work_(alone_work), packed_limit_(packed_limit), modulations_(m_.layers.size() + 1),
       counters_(static_cast<int64_t>(m_.layers.size()) * kCountersPerLayer + kCountersOutside) {
   if (m_.layers.empty()) throw std::invalid_argument("flow pass: expected at least one layer");
 }
@@ -36,8 +36,9 @@ struct FlowPass::Thread : PassThread {
   FlowPass& s;
   const FlowWeights& m;
   const FlowInput& in;
-  const AttentionPlan& plan;
-  const int64_t evaluation;  // 0, or the step
+  const AttentionPlan& plan;    // of the evaluation
+  const int64_t packed_stride;  // bytes from a layer's packed keys to the next one's; 0: all use the same memory
+  const int64_t evaluation;     // 0, or the step
   const int64_t hidden = m.hidden(), rows = in.num_rows, mels = m.output.n;
   const int64_t tokens = rows / in.frames_per_token;
 
@@ -107,6 +108,7 @@ struct FlowPass::Thread : PassThread {
   void attend(size_t layer) {
     const int64_t dim = hidden / m.num_heads;
     AttentionPlan of_layer = plan;
+    of_layer.workspace = static_cast<char*>(plan.workspace) + static_cast<int64_t>(layer) * packed_stride;
     of_layer.next = next;
     next += 2;
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
@@ -182,18 +184,25 @@ void FlowPass::run(const FlowInput& in) {
   reserve(in.num_rows, in.evaluations() * (in.num_rows / in.frames_per_token),
           in.evaluations() > 1 ? static_cast<int64_t>(modulations_.size()) : 2);
   const FlowLayer& w = m_.layers[0];
-  AttentionUnits units(m_.num_heads, m_.hidden() / m_.num_heads);
+  const int64_t dim = m_.hidden() / m_.num_heads;
+  AttentionUnits all(m_.num_heads, dim), current(m_.num_heads, dim);  // current: steps with keys of the current rows
   int64_t work = in.num_rows * m_.hidden() * (w.qkv.n + w.proj.n + 2 * w.fc1.n);
   for (int64_t i = 0; i < in.num_streams; ++i) {
     const int64_t rows = in.cu_seqlens[i + 1] - in.cu_seqlens[i];
-    units.add(rows, rows + in.cache_lens[i]);
+    all.add(rows, rows + in.cache_lens[i]);
+    current.add(rows, rows + in.cache_lens[i], in.cache_lens[i]);
     work += 2 * rows * (rows + in.cache_lens[i]) * m_.hidden();
   }
-  const AttentionPlan plan = units.plan();
+  // Memory of its own for each layer pays if a later evaluation finds something of the window in it.
+  const int64_t kept_bytes = static_cast<int64_t>(m_.layers.size()) * all.packed_bytes();
+  const bool keeps = in.evaluations() > 1 && current.steps() < all.steps() && kept_bytes <= packed_limit_;
+  const AttentionPlan first = keeps ? all.plan_in(packed_.reserve_unset(kept_bytes)) : all.plan();
+  const AttentionPlan later = keeps ? current.plan_in(first.workspace) : first;
   for (int64_t evaluation = 0; evaluation < in.evaluations(); ++evaluation) {
     std::atomic<int64_t>* counters = counters_.restart();
     const auto walk = [&](int index, int count) {
-      Thread thread{{m_.dtype, index, count, counters}, *this, m_, in, plan, evaluation};
+      Thread thread{{m_.dtype, index, count, counters}, *this, m_, in, evaluation == 0 ? first : later,
+                    keeps ? all.packed_bytes() : 0, evaluation};
       if (evaluation == 0) thread.start();
       thread.evaluate(evaluation == 0 ? in.x : in.out);
     };

@@ -48,21 +48,28 @@ struct FlowInput {
 
 class FlowPass {
  public:
-  // With fewer multiplications a layer than alone_work the calling thread does all: waking others costs more.
-  FlowPass(FlowWeights weights, int64_t alone_work);
+  // With fewer multiplications a layer than alone_work the calling thread does all: waking others costs more. Over
+  // several evaluations the window's keys and values stay packed, in at most packed_limit bytes; where that is too
+  // little, each evaluation packs them again.
+  FlowPass(FlowWeights weights, int64_t alone_work, int64_t packed_limit);
   // One call at a time: a second caller waits. Every layer reads the window as it was before.
   void run(const FlowInput& input);
+  // Memory that is held for packed keys and values.
+  int64_t packed_bytes() const { return packed_.size(); }
 
  private:
   struct Thread;
   void reserve(int64_t rows, int64_t tokens, int64_t modulations);  // tokens of all evaluations
 
   const FlowWeights m_;
-  const int64_t alone_work_;
+  const int64_t alone_work_, packed_limit_;
   std::mutex busy_;
   Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_;
   // Of each layer, then of the final one, [evaluations, tokens, vectors, hidden]; of one evaluation by turns in two.
   std::vector<Aligned<char>> modulations_;
+  // Of each layer, keys and values as attention reads them: of the window from the first evaluation of a call to its
+  // last, of the current rows within one. Nothing outlives the call. Unused in a call of one evaluation.
+  Aligned<char> packed_;
   PassOperand rows_, wide_, tokens_;
   PassCounters counters_;
 };

@@ -29,6 +29,8 @@ TIME_FEATURES = 256
 NORM_EPS = 1e-6
 MODULATED_ROWS = 128
 """Tokens of all steps that a native call makes the modulations of: enough to make the most of reading their weights."""
+PACKED_LIMIT = 512 << 20
+"""Bytes in which a native call may keep windows packed over its steps; a batch that needs more packs them in each."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class FlowDit:
         """An evaluation as one native call, made at the first; None elsewhere."""
         if self.device.type != "cpu":
             return None
-        return bind_flow_pass(self.config, self._dense, self.cos, self.sin, NORM_EPS)
+        return bind_flow_pass(self.config, self._dense, self.cos, self.sin, NORM_EPS, PACKED_LIMIT)
 
     def _block(
         self,

@@ -54,14 +54,14 @@ def bind_vocoder(config, weights):
     return BoundVocoder(config, weights) if chosen() and available_for(config, weights) else None
 
 
-def bind_flow_pass(config, dense, cos, sin, eps: float):
+def bind_flow_pass(config, dense, cos, sin, eps: float, packed_limit: int):
     """The ``flow_pass.FlowPass`` of a DiT's linear maps, or None where the native path cannot run it or is not chosen."""
     if not available:
         return None
     from .flow_pass import FlowPass, available_for
     from .network_pass import chosen
 
-    return FlowPass(config, dense, cos, sin, eps) if chosen() and available_for(config, dense) else None
+    return FlowPass(config, dense, cos, sin, eps, packed_limit) if chosen() and available_for(config, dense) else None
 
 
 def bind_encoder_pass(convolutions, positions, layers, final_norm, causal: bool, eps: float):

@@ -60,6 +60,8 @@ class FlowPass:
     Args:
         cos, sin: float32 [max_positions, head_dim / 2].
         eps: of the layer norms.
+        packed_limit: bytes in which windows may stay packed over the steps of :meth:`integrate`; a batch that needs
+            more packs them in every step. The object holds the memory.
         alone_work: multiplications of a layer below which the calling thread works alone.
     """
 
@@ -70,6 +72,7 @@ class FlowPass:
         cos: Tensor,
         sin: Tensor,
         eps: float,
+        packed_limit: int,
         alone_work: int = ALONE_WORK,
     ):
         maps = [dense[name] for name in linears(config.depth)]
@@ -82,6 +85,7 @@ class FlowPass:
             [t.data_ptr() for t in self._tables],
             [addresses(m) for m in maps],
             alone_work,
+            packed_limit,
         )
 
     def fits(self, batch: Batch) -> bool:
@@ -101,7 +105,8 @@ class FlowPass:
     ) -> Tensor:
         """The state after Euler steps of ``widths`` from x [T, num_mels]; modulation [steps, T / frames_per_token, hidden].
 
-        The modulations of all steps are made at once, so that their weights are read once.
+        The modulations of all steps are made at once, so that their weights are read once, and the window is packed for
+        attention once, which ``packed_limit`` bounds.
 
         Raises:
             ValueError: no steps, or modulations of another number of them.
