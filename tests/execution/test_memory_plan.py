@@ -8,8 +8,9 @@ from antiphon.checkpoint.presets import kimi_audio_7b
 from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig, kv_sizes
 from antiphon.execution.kv_cache import sizes_for
-from antiphon.execution.memory_plan import llm_workspace, memory_plan
-from antiphon_kernels.native import prefers_fixed
+from antiphon.execution.memory_plan import flow_packed_bytes, llm_workspace, memory_plan
+from antiphon.models.flow_dit import PACKED_LIMIT
+from antiphon_kernels.native import available, prefers_fixed
 
 
 def test_the_engine_plans_what_it_allocates(tiny_runtime):
@@ -33,6 +34,17 @@ def test_a_cpu_reckons_with_the_copies_that_it_multiplies_by(tiny_runtime):
     if "speech tokenizer, packed" in copies:
         packed = [dense.fixed for layer in layers for dense in (layer.qkv, layer.out, layer.fc1, layer.fc2)]
         assert sum(p.tiles.nbytes for p in packed) <= 1.3 * copies["speech tokenizer, packed"]
+
+
+def test_a_cpu_reckons_with_the_windows_that_it_keeps_packed(tiny_runtime):
+    """One stream at full size is 5 blocks of 256 keys of each head; two would be over the limit. A GPU keeps none."""
+    config = EngineConfig(max_sequences=1, max_speech_batch=2)
+    workspace = Engine(tiny_runtime, config).memory.workspace
+    assert workspace.get("flow, packed windows", 0) == available * flow_packed_bytes(tiny_runtime.config.flow, 2)
+    full = kimi_audio_7b()
+    assert flow_packed_bytes(full.flow, 1) == 16 * 18 * 5 * 2 * 256 * 128 * 4 < PACKED_LIMIT
+    assert flow_packed_bytes(full.flow, 2) == PACKED_LIMIT
+    assert "flow, packed windows" not in memory_plan(full, {}, sizes_for(full.llm, 1500), 1, 512).workspace
 
 
 def test_the_whole_7b_model_for_64_speakers():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import FlowConfig, LlmConfig, ModelConfig, VocoderConfig
-from ..models.flow_dit import MODULATED_ROWS
+from ..models.flow_dit import MODULATED_ROWS, PACKED_LIMIT
 from .kv_cache import KVSizes, page_bytes
 
 GRAPH_OVERHEAD = 8 << 20
@@ -49,12 +49,14 @@ def memory_plan(
     num_graphs: int = 0,
     speech_batch: int = 16,
     num_voices: int | None = None,
+    packs_windows: bool = False,
 ) -> MemoryPlan:
     """The plan of an engine with ``num_slots`` requests at once and ``token_budget`` rows per step.
 
-    ``weights``: bytes by part, as loaded; ``num_voices``: streams with a flow window, by default one a request. Workspaces
-    are upper bounds from the shapes; CUDA graphs share one pool as large as the largest step. Encoders, language model and
-    speech may run at the same time, so their workspaces add up.
+    ``weights``: bytes by part, as loaded; ``num_voices``: streams with a flow window, by default one a request.
+    ``packs_windows``: whether native calls of the flow network keep windows packed, as on a CPU. Workspaces are upper
+    bounds from the shapes; CUDA graphs share one pool as large as the largest step. Encoders, language model and speech
+    may run at the same time, so their workspaces add up.
     """
     trunk, upper = page_bytes(config.llm, dtype)
     caches = {
@@ -66,6 +68,8 @@ def memory_plan(
     if config.flow is not None and config.vocoder is not None:
         caches["flow windows"] = (num_voices or num_slots) * flow_window_bytes(config.flow, dtype)
         workspace["flow"] = flow_workspace(config.flow, speech_batch * 168, dtype)
+        if packs_windows:
+            workspace["flow, packed windows"] = flow_packed_bytes(config.flow, speech_batch)
         workspace["vocoder"] = vocoder_workspace(config.vocoder, speech_batch * 256, dtype)
     if num_graphs:
         workspace["CUDA graphs"] = num_graphs * GRAPH_OVERHEAD
@@ -89,6 +93,13 @@ def flow_workspace(config: FlowConfig, rows: int, dtype: torch.dtype) -> int:
     mlp = int(config.hidden_size * config.mlp_ratio)
     modulations = MODULATED_ROWS * (6 * config.depth + 2) * config.hidden_size
     return (rows * (14 * config.hidden_size + 2 * mlp) + modulations) * dtype.itemsize
+
+
+def flow_packed_bytes(config: FlowConfig, streams: int, rows: int = 168, window: int = 900) -> int:
+    """Keys and values of full windows and of the rows after them, which a CPU keeps packed over several steps as far as
+    ``PACKED_LIMIT`` allows: of each layer whole blocks of 256, dims padded to 32, in float32."""
+    blocks, dims = math.ceil((window + rows) / 256), 32 * math.ceil(config.head_dim / 32)
+    return min(PACKED_LIMIT, streams * config.depth * config.num_heads * blocks * 2 * 256 * dims * 4)
 
 
 def vocoder_workspace(config: VocoderConfig, frames: int, dtype: torch.dtype) -> int:
