@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import antiphon_kernels as ak
-from antiphon.models.flow_dit import MODULATED_ROWS, NORM_EPS, FlowBatch, FlowDit, FlowWindow
+from antiphon.execution.memory_plan import flow_packed_bytes
+from antiphon.models.flow_dit import MODULATED_ROWS, NORM_EPS, PACKED_LIMIT, FlowBatch, FlowDit, FlowWindow
 from antiphon_kernels.native import available
 
 if not available:
@@ -31,6 +32,17 @@ STREAMS = {  # rows, cached rows, slot of each
     "idle": [(16, 4, 1), (0, 0, 0)],
     "many": [(168, 40, 2), (168, 0, 0)],
 }
+LONG_WINDOW = 320
+LONG = SimpleNamespace(**{**vars(CONFIG), "max_positions": 512})
+LONG_STREAMS = {  # what is cached: around a step of 32 keys, around a block of 256, no step whole, much, none
+    "steps": [(24, 31, 1), (8, 32, 2), (36, 33, 3), (4, 0, 0)],
+    "blocks": [(20, 300, 2), (8, 256, 1), (8, 1, 3), (40, 240, 0)],
+    "no step": [(8, 31, 1), (12, 1, 0)],
+    "idle": [(0, 64, 1), (16, 32, 2)],
+    "much": [(168, 300, 3)],
+    "none": [(12, 0, 0)],
+}
+WIDTHS = (0.25, 0.125, 0.3, 0.2)
 
 
 def build_dit(dtype: torch.dtype, config=CONFIG) -> FlowDit:
@@ -62,13 +74,23 @@ def batch_of(streams, frames_per_token: int = 4) -> FlowBatch:
     )
 
 
-def inputs(dit: FlowDit, batch: FlowBatch):
-    """State, time vector, condition and a window of which only valid rows are numbers."""
-    window = FlowWindow.empty(dit.config, SLOTS, WINDOW, dit.dtype, dit.device)
+def bind(dit: FlowDit, packed_limit: int = PACKED_LIMIT) -> FlowPass:
+    return FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, packed_limit, alone_work=0)
+
+
+def random_window(dit: FlowDit, batch: FlowBatch, window_len: int = WINDOW) -> FlowWindow:
+    """Only the valid rows are numbers."""
+    window = FlowWindow.empty(dit.config, SLOTS, window_len, dit.dtype, dit.device)
     window.storage.normal_()
     for slot in range(SLOTS):
         valid = max((int(n) for n, s in zip(batch.cache_lens, batch.slots) if s == slot), default=0)
-        window.storage[:, :, slot * WINDOW + valid : (slot + 1) * WINDOW] = torch.nan
+        window.storage[:, :, slot * window_len + valid : (slot + 1) * window_len] = torch.nan
+    return window
+
+
+def inputs(dit: FlowDit, batch: FlowBatch, window_len: int = WINDOW):
+    """State, time vector, condition and window."""
+    window = random_window(dit, batch, window_len)
     x = torch.randn(len(batch.positions), dit.config.num_mels).to(dit.dtype)
     return x, torch.randn(dit.config.hidden_size).to(dit.dtype), dit.condition(batch.token_ids), batch, window
 
@@ -90,7 +112,7 @@ def with_tiled_kernels(dit: FlowDit) -> FlowDit:
 def test_equals_the_operators(name, dtype, isa, poison, with_threads):
     dit, batch = build_dit(dtype), batch_of(STREAMS[name])
     x, time, condition, _, window = arguments = inputs(dit, batch)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    bound = bind(dit)
     with ak.use_backend("native"):
         expected = with_tiled_kernels(dit).velocity(*arguments, bound=False)
     assert torch.isfinite(expected).all()
@@ -106,7 +128,7 @@ def test_integrates_as_the_operators_do(name, dtype, isa, poison, with_threads):
     dit, batch = build_dit(dtype), batch_of(STREAMS[name])
     x, _, condition, _, window = inputs(dit, batch)
     times, widths = torch.randn(5, dit.config.hidden_size).to(dtype), (0.25, 0.125, 0.3, 0.2, 0.125)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    bound = bind(dit)
     modulation = torch.nn.functional.silu(times[:, None] + condition)
     before, expected = x.clone(), x
     with ak.use_backend("native"):
@@ -121,12 +143,82 @@ def test_integrates_as_the_operators_do(name, dtype, isa, poison, with_threads):
         assert torch.equal(x, before)
 
 
+def solve_of(name: str, dtype: torch.dtype):
+    """A network, a batch with long windows, its state and the modulations of several steps."""
+    dit, batch = build_dit(dtype, LONG), batch_of(LONG_STREAMS[name])
+    x, _, condition, _, window = inputs(dit, batch, LONG_WINDOW)
+    times = torch.randn(len(WIDTHS), dit.config.hidden_size).to(dtype)
+    return dit, batch, x, torch.nn.functional.silu(times[:, None] + condition), window
+
+
+def one_by_one(dit: FlowDit, x, modulation, batch: FlowBatch, window: FlowWindow):
+    """The steps of a solve as calls of one evaluation each, which keep nothing."""
+    bound = bind(dit)
+    with ak.use_backend("native"):
+        for of_step, width in zip(modulation, WIDTHS):
+            x = ak.euler_step(x, bound(x, of_step, batch, window.keys, window.values), width)
+    assert bound.bound.packed_bytes == 0 and torch.isfinite(x).all()
+    return x
+
+
+def kept_bytes(name: str) -> int:
+    """What the memory plan reckons for a batch of LONG_STREAMS; nothing if no step of a window is whole."""
+    streams = [(rows, cached) for rows, cached, _ in LONG_STREAMS[name] if rows]
+    if all(cached < 32 for _, cached in streams):
+        return 0
+    return sum(flow_packed_bytes(LONG, 1, rows, cached) for rows, cached in streams)
+
+
+@pytest.mark.parametrize("name", LONG_STREAMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_window_packed_once_has_the_bits_of_one_packed_in_every_step(name, dtype, isa, poison, with_threads):
+    """However much of it fills whole steps of keys; the memory for it is what the memory plan says."""
+    dit, batch, x, modulation, window = solve_of(name, dtype)
+    expected = one_by_one(dit, x, modulation, batch, window)
+    bound = bind(dit)
+    for threads in (1, 2, 3):
+        got = with_threads(threads, lambda: bound.integrate(x, modulation, batch, window.keys, window.values, WIDTHS))
+        assert torch.equal(got, expected)
+    assert bound.bound.packed_bytes == kept_bytes(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_call_packs_the_window_that_it_finds(dtype, isa, poison):
+    """Another window of the same lengths, then another batch in the same memory, then the first window again."""
+    dit, batch, x, modulation, window = solve_of("blocks", dtype)
+    other = random_window(dit, batch, LONG_WINDOW)
+    first, second = (one_by_one(dit, x, modulation, batch, w) for w in (window, other))
+    assert not torch.equal(first, second)
+    bound = bind(dit)
+    assert torch.equal(bound.integrate(x, modulation, batch, window.keys, window.values, WIDTHS), first)
+    assert torch.equal(bound.integrate(x, modulation, batch, other.keys, other.values, WIDTHS), second)
+    few = batch_of(LONG_STREAMS["blocks"][1:2])
+    few_args = x[:8].clone(), modulation[:, :2].clone(), few
+    expected = one_by_one(dit, *few_args, other)
+    assert torch.equal(bound.integrate(*few_args, other.keys, other.values, WIDTHS), expected)
+    assert torch.equal(bound.integrate(x, modulation, batch, window.keys, window.values, WIDTHS), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_window_over_the_limit_is_packed_in_every_step(dtype, isa, poison, with_threads):
+    dit, batch, x, modulation, window = solve_of("blocks", dtype)
+    expected, needed = one_by_one(dit, x, modulation, batch, window), kept_bytes("blocks")
+    for limit, held in ((needed, needed), (needed - 1, 0), (0, 0)):
+        bound = bind(dit, limit)
+        for threads in (1, 2):
+            got = with_threads(
+                threads, lambda b=bound: b.integrate(x, modulation, batch, window.keys, window.values, WIDTHS)
+            )
+            assert torch.equal(got, expected)
+        assert bound.bound.packed_bytes == held
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fills_the_window_as_the_operators_do(dtype, isa, poison, with_threads):
     """Rows that replace the window's own: every layer reads it as it was, and nothing else is written."""
     dit, batch = build_dit(dtype), batch_of(STREAMS["three"])
     x, time, condition, _, window = inputs(dit, batch)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    bound = bind(dit)
     modulation = torch.nn.functional.silu(time + condition)
     rows = torch.tensor([0, 3, 23, 24, 27, 30, 91])
     places = torch.tensor([3 * WINDOW, 3 * WINDOW + 39, 3 * WINDOW + 7, 1, 0, WINDOW + 39, WINDOW])
@@ -174,7 +266,7 @@ def test_a_solve_takes_few_calls_and_has_the_operators_bits(dtype, isa):
 def test_a_stream_is_the_same_alone_and_after_a_larger_batch(dtype, isa):
     dit, streams = build_dit(dtype), STREAMS["three"]
     x, time, condition, batch, window = inputs(dit, batch_of(streams))
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    bound = bind(dit)
     modulation = torch.nn.functional.silu(time + condition)
     together, first = bound(x, modulation, batch, window.keys, window.values), 0
     for stream in streams:
@@ -188,7 +280,7 @@ def test_a_stream_is_the_same_alone_and_after_a_larger_batch(dtype, isa):
 def test_frames_may_have_tokens_of_their_own(isa):
     dit, batch = build_dit(torch.float32), batch_of(STREAMS["cached"], frames_per_token=1)
     x, time, condition, _, window = arguments = inputs(dit, batch)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    bound = bind(dit)
     expected = with_tiled_kernels(dit).velocity(*arguments, bound=False)
     got = bound(x, torch.nn.functional.silu(time + condition), batch, window.keys, window.values)
     assert torch.equal(got, expected)
@@ -196,7 +288,7 @@ def test_frames_may_have_tokens_of_their_own(isa):
 
 def test_refuses_what_it_cannot_run(isa):
     dit = build_dit(torch.bfloat16)
-    bound = FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, alone_work=0)
+    bound = bind(dit)
     batch = batch_of(STREAMS["one"])
     assert bound.fits(batch) == (isa == "amx")
     assert not bound.fits(batch_of([(48, 0, 0)], frames_per_token=3))
