@@ -16,6 +16,7 @@ if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
 from antiphon_kernels.linear_fixed import linear_fixed
+from antiphon_kernels.native.arguments import pointer
 from antiphon_kernels.native.flow_pass import FlowPass, available_for, linears
 from antiphon_kernels.native.linear import wide_linear
 from antiphon_kernels.native.network_pass import chosen
@@ -180,6 +181,23 @@ def test_a_window_packed_once_has_the_bits_of_one_packed_in_every_step(name, dty
         got = with_threads(threads, lambda: bound.integrate(x, modulation, batch, window.keys, window.values, WIDTHS))
         assert torch.equal(got, expected)
     assert bound.bound.packed_bytes == kept_bytes(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layer", range(LONG.depth))
+def test_later_steps_do_not_read_what_is_packed(layer, dtype, isa):
+    """The state is written over the first rows of a window, after the first step: nobody may look for them again."""
+    dit, batch, x, modulation, window = solve_of("idle", dtype)
+    expected, bound = one_by_one(dit, x, modulation, batch, window), bind(dit)
+    for cache in (window.keys, window.values):
+        before = cache.clone()
+        out = cache[layer, 2].flatten()[: x.numel()]
+        assert out.numel() <= 32 * dit.config.hidden_size and out.data_ptr() == cache[layer, 2].data_ptr()
+        tensors = (x, modulation, batch.positions, batch.cu_seqlens, batch.slots, batch.cache_lens)
+        sizes = [len(x), batch.frames_per_token, len(batch.slots), LONG_WINDOW, cache.stride(0), 0]
+        bound.bound.run(sizes, [pointer(t) for t in (*tensors, window.keys, window.values, out, None, None)], WIDTHS)
+        assert torch.equal(out.view_as(x), expected)
+        cache.copy_(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
