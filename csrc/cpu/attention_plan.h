@@ -29,8 +29,9 @@ class AttentionUnits {
   int64_t steps() const { return first_step_.back(); }
 
   // Memory of the packed keys and values, dims padded to at most a multiple of 32.
-  int64_t packed_bytes() const {
-    const int64_t block = 2 * AttentionPlan::kBlockKeys * ceil_div(head_dim_, 32) * 32 * AttentionPlan::kStoredBytes;
+  int64_t packed_bytes(DType dtype = DType::f32) const {
+    const int64_t elements = 2 * AttentionPlan::kBlockKeys * ceil_div(head_dim_, 32) * 32;
+    const int64_t block = elements * AttentionPlan::stored_bytes(dtype);
     return first_block_.back() * heads_ * block;
   }
 

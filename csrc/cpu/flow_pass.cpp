@@ -194,7 +194,7 @@ void FlowPass::run(const FlowInput& in) {
     work += 2 * rows * (rows + in.cache_lens[i]) * m_.hidden();
   }
   // Memory of its own for each layer pays if a later evaluation finds something of the window in it.
-  const int64_t kept_bytes = static_cast<int64_t>(m_.layers.size()) * all.packed_bytes();
+  const int64_t kept_bytes = static_cast<int64_t>(m_.layers.size()) * all.packed_bytes(m_.dtype);
   const bool keeps = in.evaluations() > 1 && current.steps() < all.steps() && kept_bytes <= packed_limit_;
   const AttentionPlan first = keeps ? all.plan_in(packed_.reserve_unset(kept_bytes)) : all.plan();
   const AttentionPlan later = keeps ? current.plan_in(first.workspace) : first;
@@ -202,7 +202,7 @@ void FlowPass::run(const FlowInput& in) {
     std::atomic<int64_t>* counters = counters_.restart();
     const auto walk = [&](int index, int count) {
       Thread thread{{m_.dtype, index, count, counters}, *this, m_, in, evaluation == 0 ? first : later,
-                    keeps ? all.packed_bytes() : 0, evaluation};
+                    keeps ? all.packed_bytes(m_.dtype) : 0, evaluation};
       if (evaluation == 0) thread.start();
       thread.evaluate(evaluation == 0 ? in.x : in.out);
     };

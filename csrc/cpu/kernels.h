@@ -117,7 +117,8 @@ struct FlowRopeArgs {
 // How the rows and keys of ragged sequences are cut into units of work; attention_plan.h makes it.
 struct AttentionPlan {
   static constexpr int64_t kChunkRows = 192, kBlockKeys = 256, kKeyStep = 32;
-  static constexpr int64_t kStoredBytes = 6;  // of a packed element at most: float32 in three pieces of bfloat16
+  // Bytes of a packed element at most: float32 in three pieces of bfloat16, bfloat16 in float32.
+  static constexpr int64_t stored_bytes(DType dtype) { return dtype == DType::f32 ? 6 : 4; }
   int64_t num_sequences, heads, head_dim;  // heads of the keys
   const int64_t* first_block;  // [num_sequences + 1], running total of blocks of keys of a head
   const int64_t* first_step;   // [num_sequences + 1], of steps of keys to pack: the last ones of a sequence's blocks

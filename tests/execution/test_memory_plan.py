@@ -40,10 +40,11 @@ def test_a_cpu_reckons_with_the_windows_that_it_keeps_packed(tiny_runtime):
     """One stream at full size is 5 blocks of 256 keys of each head; two would be over the limit. A GPU keeps none."""
     config = EngineConfig(max_sequences=1, max_speech_batch=2)
     workspace = Engine(tiny_runtime, config).memory.workspace
-    assert workspace.get("flow, packed windows", 0) == available * flow_packed_bytes(tiny_runtime.config.flow, 2)
+    assert workspace.get("flow, packed windows", 0) == available * flow_packed_bytes(tiny_runtime.config.flow, 2, tiny_runtime.dtype)
     full = kimi_audio_7b()
-    assert flow_packed_bytes(full.flow, 1) == 16 * 18 * 5 * 2 * 256 * 128 * 4 < PACKED_LIMIT
-    assert flow_packed_bytes(full.flow, 2) == PACKED_LIMIT
+    assert flow_packed_bytes(full.flow, 1, torch.bfloat16) == 16 * 18 * 5 * 2 * 256 * 128 * 4 < PACKED_LIMIT
+    assert flow_packed_bytes(full.flow, 2, torch.bfloat16) == PACKED_LIMIT
+    assert flow_packed_bytes(full.flow, 1, torch.float32) == PACKED_LIMIT
     assert "flow, packed windows" not in memory_plan(full, {}, sizes_for(full.llm, 1500), 1, 512).workspace
 
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <atomic>
+#include <type_traits>
 
 #include "kernels.h"
 #include "simd.h"
@@ -176,7 +177,8 @@ inline void attend_all(const AttentionPlan& plan, int count, const F& problem) {
   using Block = typename BlockOf<T>::type;
   using Stored = typename Block::Stored;
   const int64_t heads = plan.heads, sequences = plan.num_sequences, steps = kKeyBlock / kKeyStep;
-  static_assert(Block::kPieces * sizeof(Stored) <= AttentionPlan::kStoredBytes, "the workspace is sized by it");
+  constexpr DType dtype = std::is_same_v<T, float> ? DType::f32 : DType::bf16;
+  static_assert(Block::kPieces * sizeof(Stored) <= AttentionPlan::stored_bytes(dtype), "the workspace is sized by it");
   const int64_t stride = 2 * kKeyBlock * Block::padded(plan.head_dim) * Block::kPieces;
   Stored* packed = static_cast<Stored*>(plan.workspace);
   claim_units(plan.next, plan.first_step[sequences], [&](int64_t unit) {

@@ -69,7 +69,7 @@ def memory_plan(
         caches["flow windows"] = (num_voices or num_slots) * flow_window_bytes(config.flow, dtype)
         workspace["flow"] = flow_workspace(config.flow, speech_batch * 168, dtype)
         if packs_windows:
-            workspace["flow, packed windows"] = flow_packed_bytes(config.flow, speech_batch)
+            workspace["flow, packed windows"] = flow_packed_bytes(config.flow, speech_batch, dtype)
         workspace["vocoder"] = vocoder_workspace(config.vocoder, speech_batch * 256, dtype)
     if num_graphs:
         workspace["CUDA graphs"] = num_graphs * GRAPH_OVERHEAD
@@ -95,11 +95,15 @@ def flow_workspace(config: FlowConfig, rows: int, dtype: torch.dtype) -> int:
     return (rows * (14 * config.hidden_size + 2 * mlp) + modulations) * dtype.itemsize
 
 
-def flow_packed_bytes(config: FlowConfig, streams: int, rows: int = 168, window: int = 900) -> int:
+def flow_packed_bytes(
+    config: FlowConfig, streams: int, dtype: torch.dtype, rows: int = 168, window: int = 900
+) -> int:
     """Keys and values of full windows and of the rows after them, which a CPU keeps packed over several steps as far as
-    ``PACKED_LIMIT`` allows: of each layer whole blocks of 256, dims padded to 32, in float32."""
+    ``PACKED_LIMIT`` allows: of each layer whole blocks of 256, dims padded to 32, bfloat16 in
+    float32 at most and float32 in three pieces of bfloat16."""
     blocks, dims = math.ceil((window + rows) / 256), 32 * math.ceil(config.head_dim / 32)
-    return min(PACKED_LIMIT, streams * config.depth * config.num_heads * blocks * 2 * 256 * dims * 4)
+    elements = streams * config.depth * config.num_heads * blocks * 2 * 256 * dims
+    return min(PACKED_LIMIT, elements * (6 if dtype == torch.float32 else 4))
 
 
 def vocoder_workspace(config: VocoderConfig, frames: int, dtype: torch.dtype) -> int:
