@@ -162,12 +162,12 @@ def one_by_one(dit: FlowDit, x, modulation, batch: FlowBatch, window: FlowWindow
     return x
 
 
-def kept_bytes(name: str) -> int:
+def kept_bytes(name: str, dtype: torch.dtype) -> int:
     """What the memory plan reckons for a batch of LONG_STREAMS; nothing if no step of a window is whole."""
     streams = [(rows, cached) for rows, cached, _ in LONG_STREAMS[name] if rows]
     if all(cached < 32 for _, cached in streams):
         return 0
-    return sum(flow_packed_bytes(LONG, 1, rows, cached) for rows, cached in streams)
+    return sum(flow_packed_bytes(LONG, 1, dtype, rows, cached) for rows, cached in streams)
 
 
 @pytest.mark.parametrize("name", LONG_STREAMS)
@@ -180,7 +180,7 @@ def test_a_window_packed_once_has_the_bits_of_one_packed_in_every_step(name, dty
     for threads in (1, 2, 3):
         got = with_threads(threads, lambda: bound.integrate(x, modulation, batch, window.keys, window.values, WIDTHS))
         assert torch.equal(got, expected)
-    assert bound.bound.packed_bytes == kept_bytes(name)
+    assert bound.bound.packed_bytes == kept_bytes(name, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -220,7 +220,7 @@ def test_every_call_packs_the_window_that_it_finds(dtype, isa, poison):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_window_over_the_limit_is_packed_in_every_step(dtype, isa, poison, with_threads):
     dit, batch, x, modulation, window = solve_of("blocks", dtype)
-    expected, needed = one_by_one(dit, x, modulation, batch, window), kept_bytes("blocks")
+    expected, needed = one_by_one(dit, x, modulation, batch, window), kept_bytes("blocks", dtype)
     for limit, held in ((needed, needed), (needed - 1, 0), (0, 0)):
         bound = bind(dit, limit)
         for threads in (1, 2):
