@@ -137,13 +137,18 @@ def test_random_mixes_in_launches(tiny_runtime, pool, first):
     for seed in range(first, first + MIXES_PER_TEST):
         rng = random.Random(seed)
         engine = Engine(tiny_runtime, random_config(rng, launch=None))
-        plan_steps = []
-        schedule = engine.scheduler.schedule
-        engine.scheduler.schedule = lambda *a: plan_steps.append(schedule(*a)) or plan_steps[-1]
+        plans = watched_plans(engine)
         run_mix(rng, Drive(engine), pool)
-        launches += sum(plan is not None and plan.steps > 1 for plan in plan_steps)
+        launches += sum(plan is not None and plan.steps > 1 for plan in plans)
     print(f"{launches} launches of several steps")
     assert launches == 0 if not native.available else launches > 0
+
+
+def watched_plans(engine):
+    """The plans that the engine's scheduler makes from now on."""
+    plans, schedule = [], engine.scheduler.schedule
+    engine.scheduler.schedule = lambda *arguments: plans.append(schedule(*arguments)) or plans[-1]
+    return plans
 
 
 def random_config(rng, launch):
