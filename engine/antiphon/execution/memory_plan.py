@@ -99,8 +99,8 @@ def flow_packed_bytes(
     config: FlowConfig, streams: int, dtype: torch.dtype, rows: int = 168, window: int = 900
 ) -> int:
     """Keys and values of full windows and of the rows after them, which a CPU keeps packed over several steps as far as
-    ``PACKED_LIMIT`` allows: of each layer whole blocks of 256, dims padded to 32, bfloat16 in
-    float32 at most and float32 in three pieces of bfloat16."""
+    ``PACKED_LIMIT`` allows: of each layer whole blocks of 256, dims padded to 32, an element as ``AttentionPlan`` of
+    csrc/cpu/kernels.h sizes it: bfloat16 in float32 at most, float32 in three pieces of bfloat16."""
     blocks, dims = math.ceil((window + rows) / 256), 32 * math.ceil(config.head_dim / 32)
     elements = streams * config.depth * config.num_heads * blocks * 2 * 256 * dims
     return min(PACKED_LIMIT, elements * (6 if dtype == torch.float32 else 4))
