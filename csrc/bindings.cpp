@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "attention_plan.h"
+#include "compact.h"
 #include "isa.h"
 
 namespace {
@@ -35,6 +36,35 @@ void linear_wide(Address x, int64_t x_stride, Address weight, int64_t w_stride, 
                             at<bf16>(out), at<bf16>(workspace), &next, num_rows, split, n, k};
   launch(kernels().linear_wide_pack, args);
   launch(kernels().linear_wide, args);
+}
+
+int64_t count_escapes(Address weight, int64_t rows, int64_t k, Address codes) {
+  py::gil_scoped_release release;
+  return compact_count(at<bf16>(weight), rows, k, at<int32_t>(codes));
+}
+
+void pack_compact(Address weight, int64_t rows, int64_t k, Address codes, Address out) {
+  py::gil_scoped_release release;
+  compact_pack(at<bf16>(weight), rows, k, at<int32_t>(codes), at<uint8_t>(out));
+}
+
+void widen_compact(Address weight, Address codes, Address out, int64_t rows, int64_t k) {
+  launch(kernels().compact_widen, CompactWidenArgs{at<uint8_t>(weight), at<int32_t>(codes), at<bf16>(out), rows, k});
+}
+
+void linear_compact(Address x, int64_t x_stride, Address weight, Address codes, Address bias, Address out,
+                    int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+  launch(kernels().linear_compact, LinearCompactArgs{at<bf16>(x), x_stride, at<uint8_t>(weight), at<int32_t>(codes),
+                                                     at<bf16>(bias), at<bf16>(out), num_rows, split, n, k});
+}
+
+void linear_compact_wide(Address x, int64_t x_stride, Address weight, Address codes, Address bias, Address out,
+                         Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+  std::atomic<int64_t> next{0};
+  const LinearWideArgs args{at<bf16>(x), x_stride, nullptr, 0, at<bf16>(bias), at<bf16>(out), at<bf16>(workspace),
+                            &next, num_rows, split, n, k};
+  launch(kernels().linear_wide_pack, args);
+  launch(kernels().linear_compact_wide, LinearCompactWideArgs{args, at<uint8_t>(weight), at<int32_t>(codes)});
 }
 
 void linear_fixed_weight(Address weight, Address tiles, Address scales, int64_t n, int64_t k) {
@@ -245,6 +275,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear_fixed_weight_bytes", &linear_fixed_weight_bytes, "Bytes of the digits of a matrix.");
   m.def("linear_wide", &linear_wide);
   m.def("linear_wide_workspace", &linear_wide_workspace, "Elements of two bytes that linear_wide needs.");
+  m.def("compact_count", &count_escapes, "Table and row starts of compact weights; returns the number of escapes.");
+  m.def("compact_pack", &pack_compact);
+  m.def("compact_widen", &widen_compact);
+  m.def("linear_compact", &linear_compact);
+  m.def("linear_compact_wide", &linear_compact_wide, "With tiles only; any number of rows.");
   m.def("linear_int8", &linear_int8);
   m.def("linear_int4", &linear_int4);
   m.def("linear_planes_bytes", &linear_planes_bytes, "Bytes of the workspace of the wide quantised kernels.");

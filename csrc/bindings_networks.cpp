@@ -122,12 +122,12 @@ std::vector<int64_t> run_token_step(TokenStep& step, int64_t num_rows, const std
 std::vector<PassLinear> pass_linears(const std::vector<Addresses>& linears) {
   std::vector<PassLinear> all;
   for (const Addresses& a : linears)
-    all.push_back({at(a.at(0)), static_cast<int64_t>(a.at(1)), at<float>(a.at(2)), at(a.at(3)),
-                   static_cast<int64_t>(a.at(4)), static_cast<int64_t>(a.at(5))});
+    all.push_back({at(a.at(0)), static_cast<int64_t>(a.at(1)), at<float>(a.at(2)), at<int32_t>(a.at(3)), at(a.at(4)),
+                   static_cast<int64_t>(a.at(5)), static_cast<int64_t>(a.at(6))});
   return all;
 }
 
-// tables: cos, sin; linears: weight, w_stride, scales, bias, n, k of the input's, of five a layer, of the final
+// tables: cos, sin; linears: weight, w_stride, scales, codes, bias, n, k of the input's, of five a layer, of the final
 // modulation's and of the output's.
 std::unique_ptr<FlowPass> flow_pass(int dtype, int64_t num_heads, float eps, const Addresses& tables,
                                     const std::vector<Addresses>& linears, int64_t alone_work,
@@ -155,7 +155,7 @@ void run_flow_pass(FlowPass& pass, const std::vector<int64_t>& sizes, const Addr
 // Vectors: a weight and a bias.
 PassVectors vectors(const Addresses& a, size_t i) { return {at(a.at(i)), at(a.at(i + 1))}; }
 
-// linears: weight, w_stride, scales, bias, n, k of both convolutions and of qkv, out, fc1, fc2 of every layer; norms:
+// linears: weight, w_stride, scales, codes, bias, n, k of both convolutions and of qkv, out, fc1, fc2 of every layer; norms:
 // weight and bias of two a layer and of the final one, which may be null.
 std::unique_ptr<EncoderPass> encoder_pass(int dtype, int64_t num_heads, float eps, int64_t leading, Address positions,
                                           const std::vector<Addresses>& linears, const Addresses& norms) {

@@ -13,9 +13,10 @@
 
 namespace antiphon {
 
-enum class Format : int64_t { plain = 0, int8 = 1, int4 = 2 };
+enum class Format : int64_t { plain = 0, int8 = 1, int4 = 2, compact = 3 };
 
-// One linear map in branch form, as `linear`, `linear_int8` or `linear_int4` takes it; no scale if plain.
+// One linear map in branch form, as `linear`, `linear_int8`, `linear_int4` or `linear_compact` takes it; no scale if plain,
+// codes in its place if compact.
 struct Matrix {
   Format format;
   const void *weight, *scale;

@@ -337,6 +337,9 @@ struct DecodeInputsArgs {
   X(linear, LinearArgs)                          \
   X(linear_wide_pack, LinearWideArgs)            \
   X(linear_wide, LinearWideArgs)                 \
+  X(linear_compact, LinearCompactArgs)           \
+  X(linear_compact_wide, LinearCompactWideArgs)  \
+  X(compact_widen, CompactWidenArgs)             \
   X(linear_fixed_weight, LinearFixedWeightArgs)  \
   X(linear_fixed_pack, LinearFixedArgs)          \
   X(linear_fixed, LinearFixedArgs)               \

@@ -49,6 +49,41 @@ inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k)
   return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * k;
 }
 
+// Compact weights: bfloat16 matrices [branches, n, k] without loss in 12 bits a weight, k a multiple of 128. A weight's
+// lower byte is kept; its upper one, sign and most of the exponent, is one of 16 that the matrix has most often, or an
+// escape. A row is groups of 128 columns: 128 lower bytes, then 64 bytes of two codes each. The lower bytes of 64 columns
+// come in four lanes of 8 and 8, columns 8 j .. and 32 + 8 j ..; byte i of the codes has the code of lower byte i in its
+// low nibble and that of lower byte 64 + i in its high one. So bytes interleaved within lanes are columns in order.
+//
+// codes: 16 upper bytes (4 words); for every row of all branches, and behind the last, the index in `codes` of its first
+// escape; the escapes: column << 8 | upper byte, by column. An escape's own code is 0.
+constexpr int64_t kCompactGroup = 128, kCompactGroupBytes = 192;
+constexpr int64_t kCompactTableWords = 4;
+
+struct LinearCompactArgs {
+  const bf16* x;          // [num_rows, k], rows x_stride apart; num_rows <= kMaxSkinnyRows
+  int64_t x_stride;
+  const uint8_t* weight;  // [branches, n, k * 3 / 2]
+  const int32_t* codes;
+  const bf16* bias;       // [branches, n] or null
+  bf16* out;              // [num_rows, n]
+  int64_t num_rows, split, n, k;
+  std::atomic<int64_t>* next = nullptr;
+};
+
+struct LinearCompactWideArgs {
+  LinearWideArgs linear;  // without weight; packed by linear_wide_pack
+  const uint8_t* weight;
+  const int32_t* codes;
+};
+
+struct CompactWidenArgs {
+  const uint8_t* weight;
+  const int32_t* codes;
+  bf16* out;              // [rows, k]
+  int64_t rows, k;
+};
+
 struct LinearFixedWeightArgs {
   const float* weight;  // [n, k], k <= kMaxFixedInputs
   int8_t* tiles;        // linear_fixed_weight_bytes(); linear_fixed.cpp says how

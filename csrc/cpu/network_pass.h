@@ -13,12 +13,13 @@
 
 namespace antiphon {
 
-// y = x W^T + bias. bfloat16: W row-major as `linear_wide` takes it, no scales; float32: digits and scales of
-// `linear_fixed_weight`, no stride.
+// y = x W^T + bias. bfloat16: W row-major as `linear_wide` takes it, no scales, or compact weights and their codes, no
+// stride either; float32: digits and scales of `linear_fixed_weight`, no stride.
 struct PassLinear {
   const void* weight;
   int64_t w_stride;
   const float* scales;
+  const int32_t* codes;
   const void* bias;  // [n]
   int64_t n, k;
 };
@@ -91,16 +92,18 @@ struct PassThread {
               Activation activation = Activation::none, const PassOperand* packed_out = nullptr) {
     std::atomic<int64_t>* claimed = next++;
     if (dtype == DType::f32)
-      kernel.linear_fixed({static_cast<const float*>(x), stride, static_cast<const int8_t*>(w.weight), w.scales,
-                           static_cast<const float*>(w.bias), static_cast<float*>(out),
-                           reinterpret_cast<int8_t*>(packed.tiles.data()), packed.scales.data(), claimed, num_rows, w.n,
-                           w.k}, index, count);
-    else
-      kernel.linear_wide({static_cast<const bf16*>(x), stride, static_cast<const bf16*>(w.weight), w.w_stride,
-                          static_cast<const bf16*>(w.bias), static_cast<bf16*>(out),
-                          reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows, num_rows, w.n, w.k,
-                          activation, packed_out ? reinterpret_cast<bf16*>(packed_out->tiles.data()) : nullptr}, index,
-                         count);
+      return kernel.linear_fixed({static_cast<const float*>(x), stride, static_cast<const int8_t*>(w.weight), w.scales,
+                                  static_cast<const float*>(w.bias), static_cast<float*>(out),
+                                  reinterpret_cast<int8_t*>(packed.tiles.data()), packed.scales.data(), claimed,
+                                  num_rows, w.n, w.k}, index, count);
+    LinearWideArgs args{static_cast<const bf16*>(x), stride, nullptr, 0, static_cast<const bf16*>(w.bias),
+                        static_cast<bf16*>(out), reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows,
+                        num_rows, w.n, w.k, activation,
+                        packed_out ? reinterpret_cast<bf16*>(packed_out->tiles.data()) : nullptr};
+    if (w.codes) return kernel.linear_compact_wide({args, static_cast<const uint8_t*>(w.weight), w.codes}, index, count);
+    args.weight = static_cast<const bf16*>(w.weight);
+    args.w_stride = w.w_stride;
+    kernel.linear_wide(args, index, count);
   }
   void linear(const PassLinear& w, const void* x, const PassOperand& packed, int64_t num_rows, void* out) {
     linear(w, x, w.k, packed, num_rows, out);

@@ -145,22 +145,24 @@ struct WidePanel {
   int64_t stride, n, columns;
 };
 
-// The chunk of kWideRows rows that starts at w, or nothing, for as many steps as a chunk takes.
+// Steps of a chunk, between which the one after the next is asked for.
+inline int64_t chunk_steps(const WideProblem& p) { return kChunkDepths * ((wide_blocks(p.num_rows) + 1) / 2); }
+
+// The chunk of kWideRows rows that starts at w, or nothing.
 inline WeightsAhead chunk_ahead(const WideProblem& p, const bf16* w) {
-  const int64_t steps = kChunkDepths * ((wide_blocks(p.num_rows) + 1) / 2);
-  return w ? WeightsAhead(w, p.w_stride * 2, kChunkDepths * kTileBytes, kWideRows, steps) : WeightsAhead();
+  return w ? WeightsAhead(w, p.w_stride * 2, kChunkDepths * kTileBytes, kWideRows, chunk_steps(p)) : WeightsAhead();
 }
 
-// Chunk [begin, end) of a panel for all rows of x.
-inline void wide_chunk(const WideProblem& p, const WidePanel& panel, int64_t begin, int64_t end, WeightsAhead ahead,
-                       float* sums) {
+// Depths [begin, end) of a panel, its rows from there on at `w`, for all rows of x.
+inline void wide_chunk(const WideProblem& p, const WidePanel& panel, const bf16* w, int64_t begin, int64_t end,
+                       WeightsAhead ahead, float* sums) {
   const int64_t blocks = wide_blocks(p.num_rows), depths = p.k / kDepth;
   const int64_t step = begin > 0 || end < depths ? kPairSums : 0;  // sums of a single chunk need not wait
   for (int64_t b = 0; b < blocks; b += 2, sums += step) {
     const auto run = b + 1 < blocks ? wide_tiles<2> : wide_tiles<1>;
     const bool ends = end == depths;
-    run(panel.w + begin * kDepth, panel.stride, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin,
-        begin == 0, ahead, ends ? results_ahead(p, b, panel.n, end - begin) : ResultsAhead(), sums);
+    run(w, panel.stride, p.x + b * kTileRows * p.k + begin * kTileElements, p.k, end - begin, begin == 0, ahead,
+        ends ? results_ahead(p, b, panel.n, end - begin) : ResultsAhead(), sums);
     if (!ends) continue;
     for (int64_t i = 0; i < min64(2, blocks - b); ++i) store_results(p, b + i, panel.n, panel.columns, sums + 512 * i);
   }
@@ -172,7 +174,7 @@ inline void wide_chunks(const WideProblem& p, const WidePanel& panel, int64_t be
   for (int64_t from = begin; from < end; from += kChunkDepths) {
     const int64_t later = from + kAheadDepths;
     const bf16* w = later < end ? panel.w + later * kDepth : then ? then + (later - end) * kDepth : nullptr;
-    wide_chunk(p, panel, from, min64(from + kChunkDepths, end), chunk_ahead(p, w), sums);
+    wide_chunk(p, panel, panel.w + from * kDepth, from, min64(from + kChunkDepths, end), chunk_ahead(p, w), sums);
   }
 }
 
@@ -198,6 +200,57 @@ inline void wide_panels(const WideProblem& p, const WideWalk& walk, int64_t n, i
                                                  : then;
       wide_chunks(p, panel(i), begin, end, next, memory + i / kWideRows * waiting);
     }
+}
+
+// Rows that are multiplied with all of W before the next ones: parts of like size that fit the second-level cache beside
+// a panel of W, but enough to be worth reading W for.
+inline int64_t rows_at_once(int64_t rows, int64_t k) {
+  const int64_t most = max64(256, (int64_t{1} << 19) / k), parts = max64(1, (rows + most - 1) / most);
+  return ((rows + parts - 1) / parts + kWideRows - 1) / kWideRows * kWideRows;
+}
+
+// Up to `count` rows from `row` on, a multiple of 16.
+inline WideProblem rows_of(WideProblem p, int64_t row, int64_t count) {
+  p.x += row * p.k;
+  p.out += row * p.n;
+  if (p.packed_out) p.packed_out += row * p.n;
+  p.num_rows = min64(count, p.num_rows - row);
+  return p;
+}
+
+inline WideProblem wide_branch(const LinearWideArgs& a, int64_t which) {
+  const int64_t first = which == 0 ? 0 : a.split, skipped = which == 0 ? 0 : wide_blocks(a.split);
+  return {a.workspace + skipped * kTileRows * a.k,
+          a.weight ? a.weight + which * a.n * a.w_stride : nullptr,
+          a.w_stride,
+          a.bias ? a.bias + which * a.n : nullptr,
+          a.out + first * a.n,
+          a.packed_out,
+          a.activation,
+          (which == 0 ? a.split : a.num_rows) - first, a.n, a.k};
+}
+
+// panels(problem, walk, n, columns, next, branch) for everything that this thread claims, as many rows of W as a walk
+// takes at a time; `next` is the first row after them if threads are equally fast, or past the last one.
+template <class Panels>
+inline void claim_wide_panels(const LinearWideArgs& a, int count, const Panels& panels) {
+  const auto claim = [&] { return a.next->fetch_add(1, std::memory_order_relaxed); };
+  configure_tiles(16);
+  int64_t unit = claim(), first = 0;
+  for (int64_t branch = 0; branch < 2; ++branch) {
+    const WideProblem whole = wide_branch(a, branch);
+    const int64_t step = rows_at_once(whole.num_rows, a.k);
+    const WideWalk walk = wide_walk(min64(step, whole.num_rows), a.k);
+    const int64_t columns = walk.panels * kWideRows, units = (a.n + columns - 1) / columns;
+    for (int64_t row = 0; row < whole.num_rows; row += step, first += units) {
+      const WideProblem p = rows_of(whole, row, step);
+      for (; unit < first + units; unit = claim()) {
+        const int64_t n = (unit - first) * columns;
+        panels(p, walk, n, min64(columns, a.n - n), n + count * columns, branch);
+      }
+    }
+  }
+  _tile_release();
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

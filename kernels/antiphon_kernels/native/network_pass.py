@@ -40,7 +40,7 @@ def fit_tiles(maps: Sequence[Dense], first_of_any_depth: bool = False) -> bool:
 
 
 def addresses(dense: Dense) -> list[int]:
-    """Weight, its row stride, scales, bias, outputs, inputs, as the C++ side takes them."""
+    """Weight, its row stride, scales, codes, bias, outputs, inputs, as the C++ side takes them."""
     fixed = dense.weight.dtype == torch.float32
     weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
-    return [weight, dense.weight.stride(0), scales, dense.bias.data_ptr(), *dense.weight.shape]
+    return [weight, dense.weight.stride(0), scales, 0, dense.bias.data_ptr(), *dense.weight.shape]

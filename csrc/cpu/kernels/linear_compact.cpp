@@ -1,0 +1,80 @@
+// y[t] = x[t] W[branch]^T + bias[branch] with compact bfloat16 weights: the results of `linear` and `linear_wide` with the
+// weights that they stand for, bit for bit.
+//
+// Few rows (1..16) are bound by reading W, which is three quarters of the bytes. Without tiles four rows of W at a time are
+// widened to scratch and multiplied there. Many rows with tiles widen W as they go; elsewhere the caller widens it.
+#include "compact_rows.h"
+#include "linear_rows.h"
+#include "row_runs.h"
+#include "row_units.h"
+#if defined(__AMX_BF16__)
+#include "linear_compact_amx.h"
+#endif
+
+namespace antiphon::ANTIPHON_ISA {
+namespace {
+
+#if defined(__AMX_BF16__)
+void branch(const LinearCompactArgs& a, int which, RowUnits units) {
+  const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
+  tile_linear_compact(a.x + first * a.x_stride, a.x_stride, last - first,
+                      CompactBranch(a.weight, a.codes, which, a.n, a.k), a.k, a.bias ? a.bias + which * a.n : nullptr,
+                      a.out + first * a.n, a.n, units);
+}
+#else
+void branch(const LinearCompactArgs& a, int which, RowUnits units) {
+  const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
+  const RowProblem<bf16> p{a.x + first * a.x_stride, a.x_stride, a.k, last - first, a.k};
+  const bf16* bias = a.bias ? a.bias + which * a.n : nullptr;
+  bf16* out = a.out + first * a.n;
+  const UpperBytes upper(a.codes);
+  bf16* rows = static_cast<bf16*>(scratch(kBlockRows * a.k * 2));
+  const auto widen = [&](int64_t n, int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t row = which * a.n + n + r;
+      widen_row(a.weight + row * compact_row_bytes(a.k), a.codes, upper, row, a.k, rows + r * a.k);
+    }
+  };
+  for (Range range; units.take(range);) {
+    int64_t n = range.begin;
+    for (; n + kBlockRows <= range.end; n += kBlockRows) {
+      widen(n, kBlockRows);
+      row_block<bf16, kBlockRows>(p, rows, bias ? bias + n : nullptr, out + n, a.n);
+    }
+    for (; n < range.end; ++n) {
+      widen(n, 1);
+      row_block<bf16, 1>(p, rows, bias ? bias + n : nullptr, out + n, a.n);
+    }
+  }
+}
+#endif
+
+}  // namespace
+
+void linear_compact(const LinearCompactArgs& a, int index, int count) {
+  for_branches(a, a.next, unit_rows(compact_row_bytes(a.k)), index, count,
+               [&](int which, const RowUnits& units) { branch(a, which, units); });
+}
+
+#if defined(__AMX_BF16__)
+void linear_compact_wide(const LinearCompactWideArgs& args, int, int count) {
+  const LinearWideArgs& a = args.linear;
+  const CompactBranch branches[] = {{args.weight, args.codes, 0, a.n, a.k}, {args.weight, args.codes, 1, a.n, a.k}};
+  float* memory = static_cast<float*>(scratch(compact_wide_memory(max64(a.split, a.num_rows - a.split))));
+  claim_wide_panels(a, count, [&](const WideProblem& p, const WideWalk& walk, int64_t n, int64_t columns, int64_t next,
+                                  int64_t which) {
+    compact_panels(p, branches[which], walk, n, columns, next, memory);
+  });
+}
+#else
+void linear_compact_wide(const LinearCompactWideArgs&, int, int) {}
+#endif
+
+void compact_widen(const CompactWidenArgs& a, int index, int count) {
+  const UpperBytes upper(a.codes);
+  const Range range = partition(a.rows, 1, index, count);
+  for (int64_t row = range.begin; row < range.end; ++row)
+    widen_row(a.weight + row * compact_row_bytes(a.k), a.codes, upper, row, a.k, a.out + row * a.k);
+}
+
+}  // namespace antiphon::ANTIPHON_ISA

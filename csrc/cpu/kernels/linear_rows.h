@@ -1,0 +1,87 @@
+// Rows of W against few rows of x in vectors: every sum is one vector of partial sums over k = lane, lane + width, ...,
+// then hsum, whatever stands beside it.
+//
+// A block is 4 rows of W against up to 4 rows of x (16 accumulators). K is walked in chunks short enough that a chunk
+// of the 4 rows of W, once read from memory, stays in the first-level cache for the other blocks of x rows.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+constexpr int kBlockRows = 4;
+constexpr int kBlockCols = 4;
+constexpr int64_t kChunkBytes = 4096;   // of one row of W
+constexpr int64_t kPrefetchBytes = 1024;
+
+template <class T>
+struct RowProblem {
+  const T* x;
+  int64_t x_stride, w_stride;
+  int64_t num_rows, k;
+};
+
+// acc[r][c] += W rows r . x rows c over elements [begin, end)
+template <class T, int R, int C>
+inline void accumulate(const T* const* w, const T* const* x, int64_t begin, int64_t end, vf (&acc)[kBlockRows][kBlockCols]) {
+  using D = Dot<T>;
+  vf sum[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sum[r][c] = acc[r][c];
+  int64_t k = begin;
+  for (; k + D::width <= end; k += D::width) {
+    typename D::vec columns[C];
+    for (int c = 0; c < C; ++c) columns[c] = D::load(x[c] + k);
+    for (int r = 0; r < R; ++r) {
+      prefetch(reinterpret_cast<const char*>(w[r] + k) + kPrefetchBytes);
+      const typename D::vec row = D::load(w[r] + k);
+      for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, columns[c]);
+    }
+  }
+  if (k < end)
+    for (int r = 0; r < R; ++r) {
+      const typename D::vec row = D::load_n(w[r] + k, end - k);
+      for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, D::load_n(x[c] + k, end - k));
+    }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) acc[r][c] = sum[r][c];
+}
+
+template <class T, int R>
+inline void accumulate_columns(int c, const T* const* w, const T* const* x, int64_t begin, int64_t end,
+                               vf (&acc)[kBlockRows][kBlockCols]) {
+  switch (c) {
+    case 1: return accumulate<T, R, 1>(w, x, begin, end, acc);
+    case 2: return accumulate<T, R, 2>(w, x, begin, end, acc);
+    case 3: return accumulate<T, R, 3>(w, x, begin, end, acc);
+    default: return accumulate<T, R, 4>(w, x, begin, end, acc);
+  }
+}
+
+// R rows of W from `w` on against all rows of the problem; out[t * out_stride + r].
+template <class T, int R>
+inline void row_block(const RowProblem<T>& p, const T* w, const T* bias, T* out, int64_t out_stride) {
+  vf acc[kMaxSkinnyRows / kBlockCols][kBlockRows][kBlockCols];
+  const T* rows[R];
+  for (int r = 0; r < R; ++r) rows[r] = w + r * p.w_stride;
+  const int64_t groups = (p.num_rows + kBlockCols - 1) / kBlockCols;
+  for (int64_t g = 0; g < groups; ++g)
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < kBlockCols; ++c) acc[g][r][c] = set1(0.0f);
+  const int64_t chunk = groups == 1 ? p.k : kChunkBytes / static_cast<int64_t>(sizeof(T));
+  for (int64_t begin = 0; begin < p.k; begin += chunk)
+    for (int64_t g = 0; g < groups; ++g) {
+      const T* columns[kBlockCols];
+      const int64_t count = min64(kBlockCols, p.num_rows - g * kBlockCols);
+      for (int64_t c = 0; c < count; ++c) columns[c] = p.x + (g * kBlockCols + c) * p.x_stride;
+      accumulate_columns<T, R>(static_cast<int>(count), rows, columns, begin, min64(begin + chunk, p.k), acc[g]);
+    }
+  for (int64_t t = 0; t < p.num_rows; ++t)
+    for (int r = 0; r < R; ++r) {
+      const float sum = hsum(acc[t / kBlockCols][r][t % kBlockCols]) + (bias ? widen(bias[r]) : 0.0f);
+      store_n(out + t * out_stride + r, set1(sum), 1);
+    }
+}
+
+}  // namespace antiphon::ANTIPHON_ISA
