@@ -22,7 +22,7 @@ Interleaving the bytes of two 512-bit vectors of lower and upper bytes, which go
 ``codes`` holds, in words:
 
     [0, 4)                      the upper byte of every code, 16 bytes: the most frequent first, of two as frequent the smaller
-    [4, 5 + B * out)            how many escapes lie before each row of the matrix, and how many there are
+    [4, 5 + B * out)            the word at which the escapes of each row begin, and last N, where they end
     [5 + B * out, N)            the escapes, row after row, columns ascending: column << 8 | upper byte; their code is 0
 """
 
@@ -81,7 +81,8 @@ def reference_compact(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
         return None
     code = _interleaved(code.masked_fill(escaped, 0))
     groups = torch.cat((_interleaved(low).flatten(1), code[:, 0] | code[:, 1] << 4), 1)
-    starts = torch.cat((row.new_zeros(1), escaped.sum(1).cumsum(0)))
+    first = TABLE_WORDS + len(low) + 1
+    starts = torch.cat((row.new_zeros(1), escaped.sum(1).cumsum(0))) + first
     escapes = column << 8 | high[row, column]
     codes = torch.cat((table.view(torch.int32), starts.int(), escapes.int()))
     return groups.view(*weight.shape[:-1], inputs // GROUP * GROUP_BYTES), codes
