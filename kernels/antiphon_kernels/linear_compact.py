@@ -119,8 +119,8 @@ def _is_native(weight: torch.Tensor) -> bool:
 def reference(
     x: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, bias: torch.Tensor | None, split: int
 ) -> torch.Tensor:
-    """A dense product with the widened weights."""
-    return dense(x, reference_widen(weight, codes), bias, split)
+    """A dense product with the widened weights, in x's dtype."""
+    return dense(x, reference_widen(weight, codes).to(x.dtype), bias, split)
 
 
 def fake(x, weight, codes, bias, split):
