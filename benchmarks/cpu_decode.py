@@ -1,7 +1,7 @@
 """Decode steps on the CPU against its memory: ``python -m benchmarks.cpu_decode --json OUT``.
 
 Measures the read bandwidth of the machine (all native threads, a buffer far larger than the caches) and the native
-decode step of a synthetic dual-head model in turn, for bf16, int8 and int4 weights at batch 1, 2, 4 and 8. Only bytes
+decode step of a synthetic dual-head model in turn, for bf16 (plain and compact), int8 and int4 weights at batch 1, 2, 4 and 8. Only bytes
 that a step must read are counted: every matrix, its scales and the cached keys and values of each sequence.
 """
 
@@ -19,6 +19,7 @@ from antiphon.checkpoint.presets import half_billion, one_billion
 from antiphon.config import LlmConfig
 from antiphon.execution.kv_cache import PAGE_SIZE, allocate, sizes_for
 from antiphon.models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
+from antiphon_kernels.linear_compact import compact
 from antiphon_kernels.linear_int4 import quantize as quantize_int4
 from antiphon_kernels.linear_int8 import quantize as quantize_int8
 from antiphon_kernels.native import available, status
@@ -27,7 +28,8 @@ from antiphon_kernels.native.decode_step import DecodeStep
 from .report import add_json_option, publish, table
 
 CONFIGS = {"1b": one_billion, "0.5b": half_billion}
-QUANTIZE = {"int8": quantize_int8, "int4": quantize_int4}
+QUANTIZE = {"compact": compact, "int8": quantize_int8, "int4": quantize_int4}
+SCHEMES = ["bf16", *QUANTIZE]
 COLUMNS = ("scheme", "batch", "bandwidth_gbs", "step_ms", "spread_ms", "read_gb", "decode_gbs", "share", "steps_per_s")
 
 
@@ -131,7 +133,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=CONFIGS, default="1b")
-    parser.add_argument("--schemes", nargs="+", choices=("bf16", "int8", "int4"), default=["bf16", "int8", "int4"])
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--context", type=int, default=128, help="positions of each sequence")
     parser.add_argument("--repeats", type=int, default=15)

@@ -3,7 +3,8 @@
 Both answer the same spoken questions, greedily, at batch 1, in one working precision: bfloat16, the official code's, unless
 ``--dtypes`` says others (in any, speech codes are made in float32). With ``--weights int8 int4`` our language model is
 ``antiphon quantize``'s conversion, the plain side's stays as it is: other answers, of as many steps. With ``--draft int8``
-or ``int4`` a quantised copy of our model proposes its tokens: the same answers, and a line says how many it foresaw. The
+or ``int4`` a quantised copy of our model proposes its tokens: the same answers, and a line says how many it foresaw. With
+``--compact off`` our bfloat16 matrices stay as they are in memory; the plain side's always do. The
 plain side does what the official code does (``plain_modules``): encoders on PyTorch operators, both branches and both heads at every position, growing
 caches, per-frame modulations, half of each chunk vocoded again. Ours is the engine as ``KimiAudio.generate`` runs it, with the
 same chunks and overlap. Times by part: recordings, language model, flow matching, vocoder; the rest is everything between.
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from antiphon.checkpoint import load_model_config
 from antiphon.checkpoint.quantize import SCHEMES, quantize_checkpoint
+from antiphon.commands.options import COMPACT
 from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
 from antiphon.execution.llm_runner import LlmRunner
@@ -44,7 +46,7 @@ from .plain_modules import PlainDit, PlainLlm, PlainVocoder
 from .report import add_json_option, publish, table
 
 PARTS = ("recordings", "llm", "flow", "vocoder")
-COLUMNS = ("model", "dtype", "weights", "draft", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
+COLUMNS = ("model", "dtype", "weights", "draft", "compact", "part", "ours_s", "plain_s", "ratio", "steps", "sound_s")
 
 
 class Stopwatch:
@@ -188,21 +190,23 @@ def converted(folder: Path, weights: str, work: Path) -> Path:
     return out
 
 
-def load_both(name: str, dtype: str, weights: str, draft: str, options: argparse.Namespace) -> list[Runtime]:
+def load_both(
+    name: str, dtype: str, weights: str, draft: str, compact: str, options: argparse.Namespace
+) -> list[Runtime]:
     """Our model with these weights and its draft, and the one of the plain side."""
     folder = locate(name, options.work)
     ours = converted(folder, weights, options.work)
     drafts = None if draft == "none" else draft
     return [
-        load_runtime(ours, device="cpu", dtype=dtype, cache_bytes=0, draft=drafts),
-        load_runtime(folder, device="cpu", dtype=dtype, cache_bytes=0),
+        load_runtime(ours, device="cpu", dtype=dtype, cache_bytes=0, draft=drafts, compact=COMPACT[compact]),
+        load_runtime(folder, device="cpu", dtype=dtype, cache_bytes=0, compact=False),
     ]
 
 
-def compare(name: str, dtype: str, weights: str, draft: str, options: argparse.Namespace) -> list[dict]:
+def compare(name: str, dtype: str, weights: str, draft: str, compact: str, options: argparse.Namespace) -> list[dict]:
     """Rows of one model: whole and by part. Every question is answered twice and the second time counts: operators of the
     plain side prepare themselves for shapes that they have not seen."""
-    runtimes = load_both(name, dtype, weights, draft, options)
+    runtimes = load_both(name, dtype, weights, draft, compact, options)
     watches = [Stopwatch(), Stopwatch()]
     ours, plain = OurPipeline(runtimes[0], watches[0]), PlainPipeline(runtimes[1], watches[1])
     totals, parts, steps, sound = ([], []), (Counter(), Counter()), 0, 0.0
@@ -232,7 +236,8 @@ def compare(name: str, dtype: str, weights: str, draft: str, options: argparse.N
     for part in PARTS:
         a, b = (seconds[part] for seconds in parts)
         rows.append({"part": part, "ours_s": a, "plain_s": b, "ratio": b / a if a else None})
-    return [{"model": name, "dtype": dtype, "weights": weights, "draft": draft} | row for row in rows]
+    chosen = {"model": name, "dtype": dtype, "weights": weights, "draft": draft, "compact": compact}
+    return [chosen | row for row in rows]
 
 
 def foreseen(row: dict) -> str:
@@ -248,6 +253,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     parser.add_argument("--weights", nargs="+", default=["stored"], choices=["stored", *SCHEMES], help="of our language model")
     parser.add_argument("--draft", nargs="+", default=["none"], choices=["none", *SCHEMES], help="of our model")
+    parser.add_argument("--compact", nargs="+", default=["auto"], choices=["auto", "off"], help="weights of our model")
     parser.add_argument("--questions", type=int, default=4, help="each answered twice, once to warm up")
     parser.add_argument("--limit", type=int, default=100, help="steps of an answer at most")
     parser.add_argument(
@@ -257,10 +263,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with torch.inference_mode():
-        for name, dtype, weights, draft in product(options.models, options.dtypes, options.weights, options.draft):
+        choices = (options.models, options.dtypes, options.weights, options.draft, options.compact)
+        for name, dtype, weights, draft, compact in product(*choices):
             if weights != "stored" and draft != "none":
                 continue  # quantised weights have no draft
-            rows += compare(name, dtype, weights, draft, options)
+            rows += compare(name, dtype, weights, draft, compact, options)
             print(table(rows[-1 - len(PARTS) :], COLUMNS), flush=True)
             if draft != "none":
                 print(foreseen(rows[-1 - len(PARTS)]), flush=True)

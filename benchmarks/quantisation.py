@@ -158,7 +158,7 @@ def sensitivity(name: str, folder: Path, options: argparse.Namespace, work: Path
 def calibrated(folder: Path, manifest: Path, work: Path) -> Path:
     """The int4 conversion of ``folder`` calibrated on ``manifest``, made on first use."""
     if not (work / "aware" / "config.json").exists():
-        inputs = record_inputs(load_runtime(folder, load_detokenizer=False), read_manifest(manifest))
+        inputs = record_inputs(load_runtime(folder, load_detokenizer=False, compact=False), read_manifest(manifest))
         config = checkpoint.load_model_config(folder)
         quantize_checkpoint(config, work / "aware", "int4", inputs=inputs, calibration=manifest.name)
     return work / "aware"

@@ -35,6 +35,8 @@ class KimiAudio:
         speech_tokenizer: folder or hub name of the GLM-4-Voice tokenizer, if it is not inside the model folder.
         draft: on a CPU, ``int8``, ``int4`` or a folder made by ``antiphon quantize``: the same tokens at less cost, for
             more memory (docs/quantisation.md).
+        compact: on a CPU, hold the language model's bfloat16 weights in 12 bits each, without loss; False: as they are.
+            Default: where it decodes faster.
 
     Raises:
         CheckpointError, ConfigError: the model cannot be loaded as asked.
@@ -49,6 +51,7 @@ class KimiAudio:
         *,
         speech_tokenizer: str | Path | None = None,
         draft: str | Path | None = None,
+        compact: bool | None = None,
     ):
         self.runtime: Runtime = load_runtime(
             model_path,
@@ -57,6 +60,7 @@ class KimiAudio:
             dtype=dtype,
             speech_tokenizer=speech_tokenizer,
             draft=draft,
+            compact=compact,
         )
         self.engine = Engine(self.runtime, EngineConfig(max_sequences=4, max_voices=2))
         self._lock = threading.Lock()

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from antiphon_kernels import native
+from antiphon_kernels.linear_weight import dequantize_weight
 
 from . import checkpoint
 from .checkpoint import quantized
@@ -69,10 +70,16 @@ def quantized_matrices(config: ModelConfig, model: DualQwen, scheme: str) -> Ite
     layers, heads = SCHEMES[scheme]
     plan = QuantizationConfig(layers, heads, None, {})
     quantized.packed_specs(config.llm, plan)  # refuses what does not fit
-    for name, weight in model.weights.items():
+    for name in model.weights:
         stored = quantized.scheme_of(name, plan)
         if stored is not None:
-            yield from quantize_tensor(name, quantized.pad_inner(name, weight), stored)
+            yield from quantize_tensor(name, quantized.pad_inner(name, _plain(model, name)), stored)
+
+
+def _plain(model: DualQwen, name: str) -> torch.Tensor:
+    """A matrix of the model in its floats."""
+    weight, codes = model.weights[name], model.weights.get(f"{name}.scale")
+    return weight if codes is None else dequantize_weight(weight, codes, model.embed_table.dtype)
 
 
 def converted_matrices(folder: Path, config: ModelConfig, model: DualQwen) -> Iterator[Named]:

@@ -34,6 +34,7 @@ class ModelSpec:
     speech_tokenizer: str | None = None
     load_detokenizer: bool = True
     draft: str | None = None
+    compact: bool | None = None
     config: EngineConfig = field(default_factory=EngineConfig)
     warm_up: bool = True
 
@@ -45,6 +46,7 @@ class ModelSpec:
             dtype=self.dtype,
             speech_tokenizer=self.speech_tokenizer,
             draft=self.draft,
+            compact=self.compact,
         )
         engine = ModelEngine(runtime, self.config)
         if self.warm_up:

@@ -15,6 +15,7 @@ from .gate_residual import gate_residual
 from .gelu import gelu
 from .layer_norm_modulate import layer_norm_modulate
 from .linear import linear
+from .linear_compact import linear_compact
 from .linear_fixed import linear_fixed, pack_fixed
 from .linear_fp8 import linear_fp8
 from .linear_fp8_silu_mul import linear_fp8_silu_mul
@@ -52,6 +53,7 @@ __all__ = [
     "gelu",
     "layer_norm_modulate",
     "linear",
+    "linear_compact",
     "linear_fixed",
     "linear_fp8",
     "linear_fp8_silu_mul",

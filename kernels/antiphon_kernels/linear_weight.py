@@ -3,6 +3,7 @@
 Stored forms and the operator of each:
 
     plain   weight float [B, out, in], no scale                                     linear
+    compact weight uint8 [B, out, in * 3 / 2], scale int32 [N], the codes           linear_compact
     int8    weight int8 [B, out, in], scale float32 [B, out]                        linear_int8
     int4    weight uint8 [B, out, in / 2], scale bfloat16 [B, in / 128, out]        linear_int4
     fp8     weight float8_e4m3fn [B, out, in], scale float32 [B, out]               linear_fp8
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .linear import linear
+from .linear_compact import linear_compact, widen
 from .linear_fp8 import linear_fp8, quantize_fp8
 from .linear_fp8_silu_mul import linear_fp8_silu_mul
 from .linear_int4 import dequantize as dequantize_int4
@@ -31,8 +33,8 @@ from .linear_silu_mul import linear_silu_mul
 from .silu_mul import silu_mul
 
 SCHEMES = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
-"""What the dtype of a scaled weight says."""
-_OPERATORS = {"int8": linear_int8, "int4": linear_int4, "fp8": linear_fp8}
+"""What the dtype of a scaled weight says, unless it has codes for a scale."""
+_OPERATORS = {"compact": linear_compact, "int8": linear_int8, "int4": linear_int4, "fp8": linear_fp8}
 _GATED = {"int8": linear_int8_silu_mul, "int4": linear_int4_silu_mul, "fp8": linear_fp8_silu_mul}
 _QUANTIZERS = {"int8": quantize_int8, "fp8": quantize_fp8}
 
@@ -48,9 +50,18 @@ def quantize_weight(weight: Tensor, scheme: str, importance: Tensor | None = Non
 
 
 def dequantize_weight(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weights [..., out, in] that a quantised pair stands for."""
-    dequantize = dequantize_int4 if SCHEMES[weight.dtype] == "int4" else dequantize_int8
-    return dequantize(weight, scale, dtype)
+    """The weights [..., out, in] that a quantised or compact pair stands for."""
+    scheme = scheme_of(weight, scale)
+    if scheme == "compact":
+        return widen(weight, scale).to(dtype)
+    return (dequantize_int4 if scheme == "int4" else dequantize_int8)(weight, scale, dtype)
+
+
+def scheme_of(weight: Tensor, scale: Tensor | None) -> str:
+    """``plain``, ``compact``, ``int8``, ``int4`` or ``fp8``."""
+    if scale is None:
+        return "plain"
+    return "compact" if (weight.dtype, scale.dtype) == (torch.uint8, torch.int32) else SCHEMES[weight.dtype]
 
 
 @dataclass(frozen=True)
@@ -67,16 +78,18 @@ class LinearWeight:
 
     @classmethod
     def named(cls, weights: Mapping[str, Tensor], name: str, bias: str | None = None) -> LinearWeight:
-        """The map ``name`` of packed weights, with its ``name.scale`` if it is quantised; [out, in] is taken as one branch."""
+        """The map ``name`` of packed weights, with its ``name.scale`` if it has one; [out, in] is taken as one branch."""
         weight, scale = weights[name], weights.get(f"{name}.scale")
         if weight.ndim == 2:
-            weight, scale = weight[None], None if scale is None else scale[None]
+            has_branches = scale is not None and scheme_of(weight, scale) != "compact"
+            weight, scale = weight[None], scale[None] if has_branches else scale
         return cls(weight, scale, None if bias is None else weights[bias])
 
     @property
     def num_inputs(self) -> int:
         """Width of the rows that it takes."""
-        return self.weight.shape[-1] * (2 if self.scheme == "int4" else 1)
+        width, scheme = self.weight.shape[-1], self.scheme
+        return width * 2 // 3 if scheme == "compact" else width * 2 if scheme == "int4" else width
 
     @property
     def num_outputs(self) -> int:
@@ -85,8 +98,8 @@ class LinearWeight:
 
     @property
     def scheme(self) -> str:
-        """``plain``, ``int8``, ``int4`` or ``fp8``."""
-        return "plain" if self.scale is None else SCHEMES[self.weight.dtype]
+        """``plain``, ``compact``, ``int8``, ``int4`` or ``fp8``."""
+        return scheme_of(self.weight, self.scale)
 
     def __call__(self, x: Tensor, split: int) -> Tensor:
         """x [T, in] → [T, out]."""
@@ -95,8 +108,8 @@ class LinearWeight:
         return _OPERATORS[self.scheme](x, self.weight, self.scale, self.bias, split)
 
     def gated(self, x: Tensor, split: int) -> Tensor:
-        """SwiGLU of a packed gate|up map, x [T, in] → [T, out / 2]; one operator unless there is a bias."""
-        if self.bias is not None:
+        """SwiGLU of a packed gate|up map, x [T, in] → [T, out / 2]; one operator unless there is a bias or it is compact."""
+        if self.bias is not None or self.scheme == "compact":
             return silu_mul(self(x, split))
         if self.scale is None:
             return linear_silu_mul(x, self.weight, split)

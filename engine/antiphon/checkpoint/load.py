@@ -10,14 +10,17 @@ from antiphon_kernels.native import empty_rows
 
 from ..config import ModelConfig
 from . import packing, quantized, source
+from .compact import compact_matrices
 from .packing import Allocate, Named, Packer
 
 Weights = dict[str, torch.Tensor]
 Device = torch.device | str
 
 
-def load_llm(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
-    """The language model's packed weights.
+def load_llm(
+    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu", compact: bool = False
+) -> Weights:
+    """The language model's packed weights; ``compact``: bfloat16 matrices as ``checkpoint.compact`` makes them.
 
     ``embed`` [V, H]; ``trunk.{i}.`` and ``upper.{j}.`` each with ``input_norm`` [B, H], ``qkv_weight`` [B, Q, H],
     ``qkv_bias`` [B, Q], ``o_weight`` [B, H, H], ``post_norm`` [B, H], ``gate_up`` [B, 2I, H], ``down`` [B, H, I];
@@ -29,7 +32,8 @@ def load_llm(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: D
     Raises:
         CheckpointError: a file is missing or damaged, or its keys, shapes or kinds are not those of the configuration.
     """
-    return dict(stream_llm(config, dtype, device))
+    tensors = stream_llm(config, dtype, device)
+    return dict(compact_matrices(tensors) if compact else tensors)
 
 
 def stream_llm(config: ModelConfig, dtype: torch.dtype, device: Device = "cpu") -> Iterator[Named]:

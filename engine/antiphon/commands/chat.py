@@ -15,7 +15,7 @@ from ..deltas import AudioDelta, Delta, FinishDelta, TextDelta, Usage
 from ..errors import InputError
 from ..progress import StatusLine
 from .messages import Message, audio_message, read_messages, text_message, write_messages
-from .options import add_draft_option, add_model_options, add_sampling_options, load_model, sampling_arguments
+from .options import add_model_options, add_sampling_options, add_weight_options, load_model, sampling_arguments
 from .sound import WavWriter
 
 
@@ -46,7 +46,7 @@ def add(subparsers) -> None:
     )
     group.add_argument("--ode-steps", type=int, default=29, metavar="N", help="flow-matching steps (default: 29)")
     add_model_options(parser)
-    add_draft_option(parser)
+    add_weight_options(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 

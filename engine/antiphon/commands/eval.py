@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..progress import Progress, StatusLine
-from .options import add_draft_option, add_model_options, load_model
+from .options import add_model_options, add_weight_options, load_model
 
 
 def add(subparsers) -> None:
@@ -23,7 +23,7 @@ def add(subparsers) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the detokenizer's noise (default: 0)")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     add_model_options(parser)
-    add_draft_option(parser)
+    add_weight_options(parser)
     parser.set_defaults(run=run)
 
 

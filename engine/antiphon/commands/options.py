@@ -24,6 +24,8 @@ SAMPLING = (
     ("max_new_tokens", int, -1),
 )
 """The official sampling arguments: name, type, official default."""
+COMPACT = {"auto": None, "on": True, "off": False}
+"""Values of ``--compact``."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +47,26 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_draft_option(parser: argparse.ArgumentParser) -> None:
-    """``--draft``, for commands that run the model through the engine."""
+def add_weight_options(parser: argparse.ArgumentParser) -> None:
+    """``--draft`` and ``--compact``, for commands that run the model through the engine."""
     parser.add_argument(
         "--draft",
         metavar="int8|int4|DIR",
         help="on a CPU: a quantised copy of the language model (made now, or DIR of `antiphon quantize`) proposes tokens "
         "that the model checks; same tokens, more memory (docs/quantisation.md)",
     )
+    parser.add_argument(
+        "--compact",
+        default="auto",
+        choices=tuple(COMPACT),
+        help="on a CPU: hold the language model's bfloat16 weights in 12 bits each, without loss; same results, less memory "
+        "(default: auto, where it decodes faster)",
+    )
+
+
+def chosen_compact(arguments: argparse.Namespace) -> bool | None:
+    """``--compact`` as ``load_runtime`` takes it; None for commands without the option."""
+    return COMPACT[getattr(arguments, "compact", "auto")]
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +97,7 @@ def load_model(arguments: argparse.Namespace, *, load_detokenizer: bool, status:
             dtype=arguments.dtype,
             speech_tokenizer=arguments.speech_tokenizer,
             draft=getattr(arguments, "draft", None),
+            compact=chosen_compact(arguments),
         )
     except CheckpointError as error:
         if arguments.model == HUB_MODEL:  # nobody chose it: say how to choose

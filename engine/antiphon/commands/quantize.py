@@ -62,7 +62,11 @@ def _record(arguments: argparse.Namespace, status: StatusLine) -> InputRows:
     rows = read_manifest(arguments.calibrate)
     status.show(f"loading {arguments.model}")
     runtime = load_runtime(
-        arguments.model, load_detokenizer=False, device="cpu", speech_tokenizer=arguments.speech_tokenizer
+        arguments.model,
+        load_detokenizer=False,
+        device="cpu",
+        speech_tokenizer=arguments.speech_tokenizer,
+        compact=False,  # what records runs on the reference operators, which would widen every matrix at every call
     )
     progress = Progress(len(rows), "recording activations", status)
     return record_inputs(runtime, rows, lambda row: progress.step())

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
-from .options import add_draft_option, add_model_options
+from .options import add_model_options, add_weight_options, chosen_compact
 
 ENGINE_OPTIONS = (
     "max_sequences", "token_budget", "kv_bytes", "kv_pages", "max_speech_batch", "max_waiting", "decode_steps_per_launch",
@@ -23,7 +23,7 @@ def add(subparsers) -> None:
         "ANTIPHON_API_KEY, if set, is a key that clients must send.",
     )
     add_model_options(parser)
-    add_draft_option(parser)
+    add_weight_options(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of options; `engine_options` for the engine's")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: 8000)")
@@ -53,7 +53,7 @@ def _configuration(arguments: argparse.Namespace):
     from ..server.config import ServerConfig, read_config, with_options
 
     options = read_config(arguments.config) if arguments.config else {}
-    for name in ("model", "device", "dtype", "speech_tokenizer", "draft"):
+    for name in ("model", "device", "dtype", "speech_tokenizer", "draft", "compact"):
         if name in options:
             raise ConfigError(f"{arguments.config}: {name} is an option of the command line (--{name.replace('_', '-')})")
     engine_options = options.pop("engine_options", {}) or {}
@@ -90,5 +90,6 @@ def _spec(arguments: argparse.Namespace, engine_options: dict):
         dtype=arguments.dtype,
         speech_tokenizer=arguments.speech_tokenizer,
         draft=arguments.draft,
+        compact=chosen_compact(arguments),
         config=EngineConfig(**{"keep_text_branch": True, **engine_options}),
     )

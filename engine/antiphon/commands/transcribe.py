@@ -12,7 +12,7 @@ from ..config import SAMPLE_RATE_IN
 from ..errors import InputError
 from ..progress import StatusLine
 from .messages import text_message
-from .options import add_draft_option, add_model_options, load_model
+from .options import add_model_options, add_weight_options, load_model
 
 PROMPT = "Please transcribe the audio."
 
@@ -30,7 +30,7 @@ def add(subparsers) -> None:
         "--json", action="store_true", help="one JSON object per recording: audio, text, seconds, elapsed, rtf"
     )
     add_model_options(parser)
-    add_draft_option(parser)
+    add_weight_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -93,6 +93,15 @@ def _linear_quantised(args: tuple, out: Tensor, _: Lengths) -> Cost:
     return Cost(size(x, out) + weights, 2 * rows * x.shape[1] * out.shape[1])
 
 
+def _linear_compact(args: tuple, out: Tensor, _: Lengths) -> Cost:
+    """12 bits a weight, and the codes' share of the branches with rows."""
+    x, weight, codes, bias, split = args
+    rows = x.shape[0]
+    weights = size(weight, codes) // weight.shape[0] * _branches_used(weight, rows, split)
+    moved = size(x, out) + weights + _weight_bytes(bias, rows, split)
+    return Cost(moved, 2 * rows * x.shape[1] * out.shape[1])
+
+
 def _linear_fp8(args: tuple, out: Tensor, lengths: Lengths) -> Cost:
     """With the rows in 8 bits, written and read once."""
     cost = _linear_quantised(args, out, lengths)
@@ -195,6 +204,7 @@ def _encoder_attention(args: tuple, out: Tensor, _: Lengths) -> Cost:
 _OPERATORS: dict[str, Callable[[tuple, Any, Lengths], Cost]] = {
     "linear": _linear,
     "linear_silu_mul": _linear_silu_mul,
+    "linear_compact": _linear_compact,
     "linear_int8": _linear_quantised,
     "linear_int4": _linear_quantised,
     "linear_fp8": _linear_fp8,

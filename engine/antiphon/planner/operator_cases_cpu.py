@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from antiphon_kernels import pack_fixed
+from antiphon_kernels.linear_compact import compact
 
 from .operator_cases import FULL, Call, Case, Maker, Sizes, num_bytes
 
@@ -22,8 +23,23 @@ SPLIT = 1e-5
 
 
 def cpu_cases(sizes: Sizes = FULL) -> list[Case]:
-    """All cases, in the order of an answer: encoders and flow network, then the vocoder."""
-    return [*_gelu(sizes), *_linear_fixed(sizes), *_conv1d(sizes)]
+    """All cases: the language model, encoders and flow network, then the vocoder."""
+    return [*_linear_compact(sizes), *_gelu(sizes), *_linear_fixed(sizes), *_conv1d(sizes)]
+
+
+def _linear_compact(s: Sizes) -> Iterator[Case]:
+    qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
+    shapes = {"qkv": (qkv, s.hidden), "down": (s.hidden, s.intermediate)}
+    for rows in (s.rows[0], *s.rows[-2:]):
+        for name, shape in shapes.items():
+            yield Case("linear_compact", f"{name},T={rows}", lambda m, n=rows, w=shape: _compact(m, n, *w))
+
+
+def _compact(m: Maker, rows: int, outputs: int, inputs: int) -> Call:
+    x, bias = m.values(rows, inputs, dtype=torch.bfloat16), m.values(1, outputs, dtype=torch.bfloat16)
+    pair = compact(m.values(1, outputs, inputs, dtype=torch.bfloat16, scale=inputs**-0.5))
+    moved = num_bytes(x, *pair, bias) + 2 * rows * outputs
+    return Call((x, *pair, bias, rows), moved, 2 * rows * outputs * inputs)
 
 
 def _gelu(s: Sizes) -> Iterator[Case]:

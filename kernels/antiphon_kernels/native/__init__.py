@@ -85,6 +85,15 @@ def prefers_fixed(weight) -> bool:
     return prefers(weight)
 
 
+def prefers_compact() -> bool:
+    """True where ``linear_compact`` decodes faster than ``linear`` with plain bfloat16 weights and may be chosen."""
+    if not available:
+        return False
+    from .linear_compact import prefers
+
+    return prefers()
+
+
 def empty_rows(shape, dtype, device):
     """``rows.empty_rows``, a matrix [out, in] for weights, or a contiguous one where there is no native module."""
     if not available:
@@ -105,6 +114,7 @@ if available:
         gelu,
         layer_norm_modulate,
         linear,
+        linear_compact,
         linear_fixed,
         linear_quantized,
         paged_attention,

@@ -1,0 +1,79 @@
+"""Native linear with compact bfloat16 weights, read as they are stored: bit for bit the results of ``native.linear`` with the plain
+ones, for any number of rows. Without AMX, PyTorch serves more than :data:`MAX_ROWS` of a branch, with weights widened on the way."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _native
+from ..branches import check_split
+from ..linear_compact import GROUP, GROUP_BYTES, TABLE_WORDS, linear_compact, too_many
+from .arguments import are, pointer
+from .linear import MAX_ROWS, native_linear
+
+FAST = ("amx", "avx512bf16", "avx512")
+"""Instruction sets on which codes are looked up as fast as memory brings them."""
+
+
+def supports(x, weight, codes, bias, split) -> bool:
+    floats = x.dtype == torch.bfloat16 and (bias is None or bias.dtype == torch.bfloat16)
+    return floats and are(torch.uint8, weight) and are(torch.int32, codes) and weight.shape[2] % GROUP_BYTES == 0
+
+
+def prefers() -> bool:
+    """True where decoding with compact weights is faster than with plain ones, and runs natively."""
+    return linear_compact.backends("cpu")[0] == "native" and _native.isa() in FAST
+
+
+def compact_native(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """As ``linear_compact.reference_compact``, byte by byte."""
+    weight, inputs = weight.contiguous(), weight.shape[-1]
+    rows = weight.numel() // inputs
+    head = torch.empty(TABLE_WORDS + rows + 1, dtype=torch.int32)
+    escapes = _native.compact_count(weight.data_ptr(), rows, inputs, head.data_ptr())
+    if too_many(escapes, weight.numel()):
+        return None
+    codes = torch.cat((head, head.new_empty(escapes)))
+    packed = torch.empty(*weight.shape[:-1], inputs // GROUP * GROUP_BYTES, dtype=torch.uint8)
+    _native.compact_pack(weight.data_ptr(), rows, inputs, codes.data_ptr(), packed.data_ptr())
+    return packed, codes
+
+
+def widen_native(weight: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """As ``linear_compact.reference_widen``."""
+    weight, inputs = weight.contiguous(), weight.shape[-1] // GROUP_BYTES * GROUP
+    out = torch.empty(*weight.shape[:-1], inputs, dtype=torch.bfloat16)
+    _native.compact_widen(weight.data_ptr(), codes.data_ptr(), out.data_ptr(), out.numel() // inputs, inputs)
+    return out
+
+
+@linear_compact.backend("native", devices=("cpu",), supports=supports)
+def native_linear_compact(
+    x: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, bias: torch.Tensor | None, split: int
+) -> torch.Tensor:
+    """x [T, in], weight uint8 [B, out, in * 3 / 2], codes [N], bias [B, out] → [T, out]."""
+    wide = max(split, x.shape[0] - split) > MAX_ROWS
+    if wide and _native.isa() != "amx":
+        return native_linear(x, widen_native(weight, codes), bias, split)
+    return launch(x, weight, codes, bias, split, wide)
+
+
+def launch(
+    x: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, bias: torch.Tensor | None, split: int, wide: bool
+) -> torch.Tensor:
+    """By the kernel for any number of rows, on AMX alone, if ``wide``, else by the one for at most :data:`MAX_ROWS` of a branch."""
+    rows, inputs = x.shape
+    check_split(weight, rows, split)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    out = x.new_empty(rows, weight.shape[1])
+    if not rows:
+        return out
+    operands = (x.data_ptr(), x.stride(0), weight.data_ptr(), codes.data_ptr(), pointer(bias), out.data_ptr())
+    sizes = (rows, split, out.shape[1], inputs)
+    if wide:
+        workspace = torch.empty(_native.linear_wide_workspace(rows, split, inputs), dtype=torch.bfloat16)
+        _native.linear_compact_wide(*operands, workspace.data_ptr(), *sizes)
+    else:
+        _native.linear_compact(*operands, *sizes)
+    return out
