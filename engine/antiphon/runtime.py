@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from antiphon_kernels import native
+
 from . import checkpoint
 from .checkpoint.compact import resolve_compact
 from .config import NUM_SPECIAL_TOKENS, ModelConfig
@@ -95,8 +97,8 @@ def load_runtime(
         cache_bytes: memory for encoded recordings, by content.
         draft: ``int8``, ``int4`` or the folder of a converted checkpoint: quantised matrices beside the model's own
             propose tokens, which the model checks several at a time; the tokens stay the same. On a CPU only.
-        compact: hold the language model's bfloat16 matrices without loss in 12 bits a weight, so that a CPU reads three
-            quarters of the bytes in decoding; the results are the same bits. None: where that pays.
+        compact: hold bfloat16 matrices without loss in 12 bits a weight, so that a CPU reads three quarters of the bytes in
+            decoding; the results are the same bits. None: where that pays.
 
     Raises:
         CheckpointError, ConfigError: as ``checkpoint.load_model_config`` and the loaders say.
@@ -110,9 +112,10 @@ def load_runtime(
     size = layers * llm.hidden_size * (llm.qkv_size + llm.hidden_size + 3 * llm.intermediate_size)
     working = resolve_dtype(dtype, place, size + 3 * llm.vocab_size * llm.hidden_size)
     smaller = resolve_compact(compact, config, working, place)
+    networks = smaller and native.prefers_compact()  # their rows are many, and only tiles multiply those as they are stored
     logger.info("loading %s as %s on %s", config.path, working, place)
     tokenizer = TextTokenizer.from_file(config.path / "tiktoken.model", llm.audio_token_offset - NUM_SPECIAL_TOKENS)
-    whisper = WhisperEncoder(checkpoint.load_whisper(config, working, place), config.whisper)
+    whisper = WhisperEncoder(checkpoint.load_whisper(config, working, place, networks), config.whisper)
     codes = SpeechTokenizer(checkpoint.load_speech_tokenizer(config, torch.float32, place), config.speech_tokenizer)
     model = DualQwen(llm, checkpoint.load_llm(config, working, place, smaller))
     return Runtime(
@@ -121,7 +124,7 @@ def load_runtime(
         builder=PromptBuilder(tokenizer, llm),
         encoder=AudioEncoder(whisper, codes, cache_bytes=cache_bytes),
         llm=model,
-        flow=FlowDit(config.flow, checkpoint.load_flow(config, working, place)) if config.flow else None,
+        flow=FlowDit(config.flow, checkpoint.load_flow(config, working, place, networks)) if config.flow else None,
         vocoder=BigVgan(config.vocoder, checkpoint.load_vocoder(config, working, place)) if config.vocoder else None,
         dtype=working,
         device=place,

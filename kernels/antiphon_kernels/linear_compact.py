@@ -32,6 +32,7 @@ import torch
 
 from .linear import reference as dense
 from .operator import Operator
+from .weights_memory import WeightsMemory
 
 GROUP = 128
 GROUP_BYTES = 192
@@ -41,15 +42,16 @@ WEIGHTS_PER_ESCAPE = 64
 """A matrix with more escapes than one in so many weights stays plain: random bits, or something that was never trained."""
 
 
-def compact(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+def compact(weight: torch.Tensor, memory: WeightsMemory | None = None) -> tuple[torch.Tensor, torch.Tensor] | None:
     """weight [..., out, in] → its bytes uint8 [..., out, in * 3 / 2] and codes int32 [N]; None where it stays plain: another
-    dtype than bfloat16, ``in`` no multiple of 128, too many escapes."""
+    dtype than bfloat16, ``in`` no multiple of 128, too many escapes. ``memory``: where the native operators put the bytes,
+    for all matrices that are read together."""
     if weight.dtype != torch.bfloat16 or weight.shape[-1] % GROUP or not weight.numel():
         return None
     if _is_native(weight):
         from .native.linear_compact import compact_native
 
-        return compact_native(weight)
+        return compact_native(weight, memory or WeightsMemory())
     return reference_compact(weight)
 
 

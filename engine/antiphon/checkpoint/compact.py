@@ -1,6 +1,7 @@
-"""The language model's plain bfloat16 matrices made compact as they are loaded: the same weights, bit for bit, in 12 bits each.
+"""Plain bfloat16 matrices made compact as they are loaded: the same weights, bit for bit, in 12 bits each.
 
-A step of decoding on a CPU takes as long as its weights take to be read (``antiphon_kernels.linear_compact``).
+A step of decoding on a CPU takes as long as its weights take to be read (``antiphon_kernels.linear_compact``), and the tiles of
+the other networks wait for theirs as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from antiphon_kernels import native
 from antiphon_kernels.linear_compact import compact
+from antiphon_kernels.weights_memory import WeightsMemory
 
 from ..config import ModelConfig
 from ..errors import ConfigError
@@ -54,10 +56,10 @@ def compact_matrices(tensors: Iterable[Named]) -> Iterator[Named]:
 
     One plain matrix is held at a time. What does not fit the format comes as it is.
     """
-    made = 0
+    made, memory = 0, WeightsMemory()
     for name, tensor in tensors:
         kind = name.rsplit(".", 1)[-1]
-        pair = compact(tensor) if kind in MATRICES or kind in HEADS else None
+        pair = compact(tensor, memory) if kind in MATRICES or kind in HEADS else None
         if pair is None:
             yield name, tensor
             continue
@@ -66,3 +68,19 @@ def compact_matrices(tensors: Iterable[Named]) -> Iterator[Named]:
         yield name, pair[0]
         yield f"{name}.scale", pair[1]
     logger.info("compact weights: %d matrices", made)
+
+
+def compact_linears(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a network beside the language model, emptied on the way, with the matrices of its linear maps compact.
+
+    A linear map is a matrix ``X.weight`` with a bias ``X.bias``; its codes come as ``X.weight.scale``.
+    """
+    memory, out = WeightsMemory(), {}
+    maps = {name for name, w in weights.items() if w.ndim == 2 and name.removesuffix("weight") + "bias" in weights}
+    for name in list(weights):
+        tensor = weights.pop(name)
+        pair = compact(tensor, memory) if name in maps else None
+        out[name] = tensor if pair is None else pair[0]
+        if pair is not None:
+            out[f"{name}.scale"] = pair[1]
+    return out

@@ -10,7 +10,7 @@ from antiphon_kernels.native import empty_rows
 
 from ..config import ModelConfig
 from . import packing, quantized, source
-from .compact import compact_matrices
+from .compact import compact_linears, compact_matrices
 from .packing import Allocate, Named, Packer
 
 Weights = dict[str, torch.Tensor]
@@ -45,8 +45,10 @@ def stream_llm(config: ModelConfig, dtype: torch.dtype, device: Device = "cpu") 
     yield from packing.pack_llm(_packer(part, dtype, device), config.llm)
 
 
-def load_whisper(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
-    """The Whisper encoder's packed weights.
+def load_whisper(
+    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu", compact: bool = False
+) -> Weights:
+    """The Whisper encoder's packed weights; ``compact``: matrices of bfloat16 as ``checkpoint.compact`` makes them.
 
     ``conv1``, ``conv2`` ``.weight`` [d, in, 3], ``.bias``; ``positions`` [1500, d]; ``layers.{i}.`` with ``attn_norm``,
     ``qkv`` [3d, d] (k's bias is zero), ``out``, ``mlp_norm``, ``fc1``, ``fc2``; ``final_norm``; all with
@@ -55,7 +57,8 @@ def load_whisper(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     part = source.whisper_source(config)
     packer = _packer(part, dtype, device, matrix=empty_rows)
     weights = dict(packing.pack_encoder(packer, config.whisper))
-    return weights | {f"final_norm.{kind}": packer.join(f"layer_norm.{kind}") for kind in ("weight", "bias")}
+    weights |= {f"final_norm.{kind}": packer.join(f"layer_norm.{kind}") for kind in ("weight", "bias")}
+    return compact_linears(weights) if compact else weights
 
 
 def load_speech_tokenizer(config: ModelConfig, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Weights:
@@ -66,9 +69,12 @@ def load_speech_tokenizer(config: ModelConfig, dtype: torch.dtype = torch.float3
     return weights | {"codebook": packer.join("codebook.weight")}
 
 
-def load_flow(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
-    """The DiT's weights under their official names without ``speech_model.``."""
-    return dict(packing.pack_plain(_packer(source.flow_source(config), dtype, device, matrix=empty_rows)))
+def load_flow(
+    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu", compact: bool = False
+) -> Weights:
+    """The DiT's weights under their official names without ``speech_model.``; ``compact`` as in :func:`load_whisper`."""
+    weights = dict(packing.pack_plain(_packer(source.flow_source(config), dtype, device, matrix=empty_rows)))
+    return compact_linears(weights) if compact else weights
 
 
 def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:

@@ -8,31 +8,34 @@ import torch
 import torch.nn.functional as F
 
 from antiphon_kernels.linear import linear
+from antiphon_kernels.linear_compact import linear_compact
 from antiphon_kernels.linear_fixed import FixedWeight, linear_fixed, pack_fixed
 from antiphon_kernels.native import prefers_fixed
 
 
 class Dense:
-    """``weight`` [out, in], ``bias`` [out]: x [..., in] → [..., out].
+    """``weight`` [out, in], ``bias`` [out]: x [..., in] → [..., out]. With ``codes`` the weight is compact (``linear_compact``).
 
-    On a GPU the vendor's library, which is best at hundreds of rows; on a CPU the operator ``linear``, except that float32
-    goes through ``linear_fixed`` where the CPU has integer tiles, with weights packed at the first call (a second copy, three
-    bytes a weight).
+    On a GPU the vendor's library, which is best at hundreds of rows; on a CPU the operator ``linear`` or ``linear_compact``,
+    except that float32 goes through ``linear_fixed`` where the CPU has integer tiles, with weights packed at the first call
+    (a second copy, three bytes a weight).
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor):
-        self.weight, self.bias = weight, bias
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, codes: torch.Tensor | None = None):
+        self.weight, self.bias, self.codes = weight, bias, codes
 
     @classmethod
     def named(cls, weights: dict[str, torch.Tensor], name: str) -> Dense:
-        """``{name}.weight`` and ``{name}.bias``."""
-        return cls(weights[f"{name}.weight"], weights[f"{name}.bias"])
+        """``{name}.weight``, ``{name}.bias`` and, of a compact weight, ``{name}.weight.scale``."""
+        return cls(weights[f"{name}.weight"], weights[f"{name}.bias"], weights.get(f"{name}.weight.scale"))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "cpu":
             return F.linear(x, self.weight, self.bias)
         rows = x.flatten(0, -2)
-        if prefers_fixed(self.weight):
+        if self.codes is not None:
+            out = linear_compact(rows, self.weight[None], self.codes, self.bias[None], rows.shape[0])
+        elif prefers_fixed(self.weight):
             out = linear_fixed(rows, *self.fixed, self.bias)
         else:
             out = linear(rows, self.weight[None], self.bias[None], rows.shape[0])

@@ -8,11 +8,13 @@ import torch
 from .. import _native
 from ..branches import check_split
 from ..linear_compact import GROUP, GROUP_BYTES, TABLE_WORDS, linear_compact, too_many
+from ..weights_memory import WeightsMemory
 from .arguments import are, pointer
 from .linear import MAX_ROWS, native_linear
 
-FAST = ("amx", "avx512bf16", "avx512")
-"""Instruction sets on which codes are looked up as fast as memory brings them."""
+FAST = ("amx",)
+"""Instruction sets on which fewer bytes are a shorter step (docs/log.md): the kernels of the others read four rows of W at a time,
+too few for the memory's bandwidth."""
 
 
 def supports(x, weight, codes, bias, split) -> bool:
@@ -25,8 +27,8 @@ def prefers() -> bool:
     return linear_compact.backends("cpu")[0] == "native" and _native.isa() in FAST
 
 
-def compact_native(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """As ``linear_compact.reference_compact``, byte by byte."""
+def compact_native(weight: torch.Tensor, memory: WeightsMemory) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """As ``linear_compact.reference_compact``, byte by byte; the bytes lie in ``memory``."""
     weight, inputs = weight.contiguous(), weight.shape[-1]
     rows = weight.numel() // inputs
     head = torch.empty(TABLE_WORDS + rows + 1, dtype=torch.int32)
@@ -34,7 +36,7 @@ def compact_native(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | 
     if too_many(escapes, weight.numel()):
         return None
     codes = torch.cat((head, head.new_empty(escapes)))
-    packed = torch.empty(*weight.shape[:-1], inputs // GROUP * GROUP_BYTES, dtype=torch.uint8)
+    packed = memory.empty((*weight.shape[:-1], inputs // GROUP * GROUP_BYTES), torch.uint8)
     _native.compact_pack(weight.data_ptr(), rows, inputs, codes.data_ptr(), packed.data_ptr())
     return packed, codes
 

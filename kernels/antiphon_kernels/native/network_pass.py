@@ -10,16 +10,19 @@ from torch import Tensor
 
 from .. import _native
 from ..linear import linear
+from ..linear_compact import GROUP, GROUP_BYTES
 from ..linear_fixed import MAX_INPUTS, FixedWeight
-from .arguments import DTYPES, are, has_rows
+from .arguments import DTYPES, are, has_rows, pointer
 from .linear import TILE_DEPTH
 
 
 class Dense(Protocol):
-    """A linear map: weight [out, in], bias [out]; ``fixed``: the float32 weight packed by ``pack_fixed``."""
+    """A linear map: weight [out, in], bias [out]; ``codes``: of a compact weight, or None; ``fixed``: the float32 weight packed by
+    ``pack_fixed``."""
 
     weight: Tensor
     bias: Tensor
+    codes: Tensor | None
     fixed: FixedWeight
 
 
@@ -30,17 +33,30 @@ def chosen() -> bool:
 
 def fit_tiles(maps: Sequence[Dense], first_of_any_depth: bool = False) -> bool:
     """True if all maps are on the CPU, of one native dtype, rows contiguous, and of sizes that tiles take."""
-    dtype = maps[0].weight.dtype
+    dtype = maps[0].bias.dtype
     if dtype not in DTYPES or not all(are(dtype, m.bias) and m.weight.device.type == "cpu" for m in maps):
         return False
-    if not all(m.weight.dtype == dtype and has_rows(m.weight) for m in maps):
+    if not all(_fits(m, dtype) for m in maps):
         return False
-    depths = [m.weight.shape[1] for m in maps[first_of_any_depth:]]
+    depths = [num_inputs(m) for m in maps[first_of_any_depth:]]
     return max(depths) <= MAX_INPUTS if dtype == torch.float32 else all(k % TILE_DEPTH == 0 for k in depths)
+
+
+def num_inputs(dense: Dense) -> int:
+    """Width of the rows that a map takes."""
+    return dense.weight.shape[1] if dense.codes is None else dense.weight.shape[1] // GROUP_BYTES * GROUP
+
+
+def _fits(dense: Dense, dtype: torch.dtype) -> bool:
+    """Whether the weight, plain or compact, is one of maps in ``dtype``."""
+    if dense.codes is None:
+        return dense.weight.dtype == dtype and has_rows(dense.weight)
+    return dtype == torch.bfloat16 and are(torch.uint8, dense.weight) and are(torch.int32, dense.codes)
 
 
 def addresses(dense: Dense) -> list[int]:
     """Weight, its row stride, scales, codes, bias, outputs, inputs, as the C++ side takes them."""
     fixed = dense.weight.dtype == torch.float32
     weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
-    return [weight, dense.weight.stride(0), scales, 0, dense.bias.data_ptr(), *dense.weight.shape]
+    sizes = dense.weight.shape[0], num_inputs(dense)
+    return [weight, dense.weight.stride(0), scales, pointer(dense.codes), dense.bias.data_ptr(), *sizes]
