@@ -72,7 +72,7 @@ def too_many(num_escapes: int, num_weights: int) -> bool:
 def reference_compact(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """:func:`compact` of a matrix whose dtype and width fit, with PyTorch."""
     inputs = weight.shape[-1]
-    low, high = weight.reshape(-1, inputs, 1).view(torch.uint8).unbind(-1)
+    low, high = weight.contiguous().view(-1, inputs, 1).view(torch.uint8).unbind(-1)
     table = torch.bincount(high.flatten(), minlength=256).argsort(descending=True, stable=True)[:16].to(torch.uint8)
     code_of = torch.full((256,), 16, dtype=torch.uint8, device=weight.device)
     code_of[table.int()] = torch.arange(16, dtype=torch.uint8, device=weight.device)

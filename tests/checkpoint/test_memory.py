@@ -13,6 +13,7 @@ import torch
 
 from antiphon.checkpoint.presets import nano
 from antiphon.checkpoint.synthetic import write_checkpoint
+from antiphon_kernels import native
 
 SLACK = 24e6
 MEASURE = """
@@ -27,7 +28,7 @@ load, dtype = getattr(checkpoint, sys.argv[2]), getattr(torch, sys.argv[3])
 load(config, dtype, "meta")
 torch.ones(8, dtype=torch.float16).to(dtype)
 before = peak("VmRSS")
-weights = load(config, dtype)
+weights = load(config, dtype, "cpu", *map(json.loads, sys.argv[4:]))
 size = sum(w.numel() * w.element_size() for w in weights.values())
 print(json.dumps({"size": size, "growth": peak("VmHWM") - before}))
 """
@@ -59,6 +60,21 @@ def test_peak_is_one_copy(folder, part, dtype):
     )
     assert seen["size"] > 90e6
     assert seen["growth"] < budget
+
+
+@pytest.mark.skipif(not native.available, reason="native module not built")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_compact_weights_never_stand_beside_a_plain_copy(folder):
+    """Of the plain model, 129 MB, one matrix of at most 4 MB is held at a time. What the allocator keeps of them varies."""
+    argv = [sys.executable, "-c", MEASURE, str(folder), "load_llm", "bfloat16"]
+    plain, compact = (
+        json.loads(subprocess.run([*argv, chosen], capture_output=True, text=True, check=True).stdout)
+        for chosen in ("false", "true")
+    )
+    budget = compact["size"] + 2 * SLACK
+    print(f"compact: {compact['growth'] / budget:.2f} of the budget")
+    assert compact["size"] < 0.78 * plain["size"]
+    assert compact["growth"] < budget < 0.7 * (compact["size"] + plain["size"])
 
 
 def test_weights_do_not_alias_the_file(nano_folder):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from antiphon.calibration import RecordedLinear
 from antiphon_kernels import LinearWeight, count_calls, operators, use_backend
+from antiphon_kernels.linear_compact import compact
 from antiphon_kernels.linear_weight import dequantize_weight, quantize_weight
 
 SCHEMES = ("int8", "int4", "fp8")
@@ -63,6 +65,35 @@ def test_gated_is_the_activation_of_the_map(scheme, weight):
     map_ = LinearWeight(*pair)
     gate, up = map_(x, split).chunk(2, dim=1)
     torch.testing.assert_close(map_.gated(x, split), torch.nn.functional.silu(gate) * up)
+
+
+def test_a_compact_pair_runs_its_operator(weight):
+    """Two dimensions are one branch of weights, but codes are of the whole matrix and have one dimension."""
+    (x, split), weight, bias = rows(weight), weight.bfloat16(), torch.randn(weight.shape[:2]).bfloat16()
+    x, (packed, codes) = x.bfloat16(), compact(weight)
+    weights = {"m": packed, "m.scale": codes, "b": bias}
+    if len(weight) == 1:
+        weights["m"] = packed[0]
+    map_ = LinearWeight.named(weights, "m", bias="b")
+    assert (map_.scheme, map_.num_inputs, map_.num_outputs) == ("compact", 256, 24)
+    assert map_.weight.shape == (len(weight), 24, 384) and map_.scale is codes
+    with use_backend("reference"), count_calls() as calls:
+        got = map_(x, split)
+        assert calls["linear_compact", "reference"] == 1
+        assert torch.equal(got, LinearWeight(weight, None, bias)(x, split))
+        gated = LinearWeight(packed, codes).gated(x, split)
+        assert torch.equal(gated, LinearWeight(weight).gated(x, split))
+    assert torch.equal(dequantize_weight(packed, codes, torch.float32), weight.float())
+
+
+def test_recording_a_compact_map(weight):
+    """The same results, and the rows that entered it, in the width that they have."""
+    (x, split), pair = rows(weight), compact(weight.bfloat16())
+    map_ = LinearWeight(*pair)
+    recorded = RecordedLinear.over(map_, 0)
+    assert torch.equal(recorded(x.bfloat16(), split), map_(x.bfloat16(), split))
+    kept = torch.cat([reservoir.rows for reservoir in recorded.reservoirs])
+    assert torch.equal(kept, x.bfloat16())
 
 
 def test_a_scale_beside_floats_is_our_mistake():

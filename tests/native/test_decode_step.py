@@ -10,6 +10,7 @@ import torch
 import antiphon_kernels as ak
 from antiphon.config import LlmConfig, SpecialTokens
 from antiphon.models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
+from antiphon_kernels.linear_compact import compact
 from antiphon_kernels.linear_int4 import quantize as quantize_int4
 from antiphon_kernels.linear_int8 import quantize as quantize_int8
 from antiphon_kernels.native import available
@@ -172,6 +173,71 @@ def test_equals_the_operators_with_quantised_weights(scheme, dtype, isa, with_th
     got = with_threads(2, lambda: step(audio_ids, text_ids, layout))
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
     assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+
+
+def compacted(model: DualQwen, kinds: tuple[str, ...]) -> DualQwen:
+    """The model with the matrices whose name ends in one of ``kinds`` compact, where the format fits them."""
+    weights = dict(model.weights)
+    for name, weight in model.weights.items():
+        if name.endswith(kinds) and (pair := compact(weight)) is not None:
+            weights[name], weights[f"{name}.scale"] = pair
+    return DualQwen(model.config, weights)
+
+
+MATRICES = ("qkv_weight", "o_weight", "gate_up", "down", "lm_head", "audio_head")
+
+
+@pytest.mark.parametrize("kinds", [MATRICES, ("gate_up", "audio_head")], ids=["all", "some"])
+@pytest.mark.parametrize("inner", [128, 80], ids=["whole groups", "a plain down"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_compact_weights_give_what_the_plain_ones_give(name, inner, kinds, isa, with_threads):
+    """The step's results, against those of the operators over the plain weights; a matrix that does not fit stays plain."""
+    config, layout = replace(CONFIG, hidden_size=128, intermediate_size=inner, head_dim=32), LAYOUTS[name]
+    plain = build_model(config, torch.bfloat16)
+    model = compacted(plain, kinds)
+    assert model.trunk[0].gate_up.scheme == model.audio_head.scheme == "compact"
+    assert (model.upper[0].down.scheme == "compact") == ("down" in kinds and inner == 128)
+    ours, theirs = pages(config, torch.bfloat16), pages(config, torch.bfloat16)
+    count = layout.trunk.positions.shape[0]
+    audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
+    with ak.use_backend("native"):
+        x = plain.embed(audio_ids, text_ids, None, torch.full((count,), -1))
+        expected = plain.logits(plain.hidden(x, layout, theirs), layout)
+    assert available_for(model, ours.trunk, ours.upper)
+    step = DecodeStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
+    for threads in (1, 2, 3, 7):
+        got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+
+
+def test_compact_weights_beside_quantised_ones(isa, with_threads):
+    """As a converted checkpoint with bfloat16 heads has them, against the operators over the same weights."""
+    config, layout = replace(CONFIG, hidden_size=128, intermediate_size=128, head_dim=32), LAYOUTS["mixed"]
+    half = quantised(build_model(config, torch.bfloat16), {"_weight": "int4", "down": "int8"})
+    model = compacted(half, ("lm_head", "audio_head"))
+    assert model.lm_head.scheme == "compact" and model.trunk[0].qkv.scheme == "int4"
+    ours, theirs = pages(config, torch.bfloat16), pages(config, torch.bfloat16)
+    audio_ids, text_ids = torch.arange(5) * 7 % 301, torch.arange(5) * 11 % 301
+    with ak.use_backend("native"):
+        x = half.embed(audio_ids, text_ids, None, torch.full((5,), -1))
+        expected = half.logits(half.hidden(x, layout, theirs), layout)
+    assert available_for(model, ours.trunk, ours.upper)
+    step = DecodeStep(model, ours.trunk, ours.upper, 3, 2)
+    got = with_threads(2, lambda: step(audio_ids, text_ids, layout))
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+def test_compact_weights_are_of_bfloat16_models():
+    """Beside float32 vectors and pages there is no kernel for them."""
+    config = replace(CONFIG, hidden_size=128, head_dim=32)
+    half = build_model(config, torch.bfloat16)
+    model = compacted(half, ("o_weight",))
+    wide = {name: w if w.dtype in (torch.uint8, torch.int32) else w.float() for name, w in model.weights.items()}
+    kv = pages(config, torch.float32)
+    assert not available_for(DualQwen(config, wide), kv.trunk, kv.upper)
+    kv = pages(config, torch.bfloat16)
+    assert available_for(model, kv.trunk, kv.upper)
 
 
 def test_refuses_what_it_cannot_run():

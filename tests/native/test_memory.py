@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from compact_matrices import matrix
 from guarded_memory import PAGE, GuardedMemory, guarded
 
+from antiphon_kernels.linear_compact import compact
 from antiphon_kernels.linear_int4 import quantize as quantize_int4
 from antiphon_kernels.linear_int8 import quantize as quantize_int8
 from antiphon_kernels.native import available
@@ -60,6 +62,21 @@ def test_reading_beyond_quantised_weights_is_fatal(rows, kernel, isa):
 
     assert exit_status(lambda: call(weight)) == 0
     assert exit_status(lambda: call(weight[1:])) != 0
+
+
+@pytest.mark.parametrize("rows", [1, 16], ids=["one row", "tiles"])
+def test_reading_beyond_compact_weights_is_fatal(rows, isa):
+    """Bytes or escapes: of a row in which all weights are listed apart, the last."""
+    x, out = torch.zeros(rows, 128, dtype=torch.bfloat16), torch.zeros(rows, 65, dtype=torch.bfloat16)
+    weight, codes = (guarded(t) for t in compact(matrix(65, 128, [(64, column) for column in range(128)])))
+
+    def call(weight: torch.Tensor, codes: torch.Tensor) -> None:
+        operands = x.data_ptr(), 128, weight.data_ptr(), codes.data_ptr(), 0, out.data_ptr()
+        _native.linear_compact(*operands, rows, rows, 65, 128)
+
+    assert exit_status(lambda: call(weight, codes)) == 0
+    assert exit_status(lambda: call(weight[1:], codes)) != 0
+    assert exit_status(lambda: call(weight, guarded(codes[:-128]))) != 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
