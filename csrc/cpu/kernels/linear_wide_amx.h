@@ -8,7 +8,7 @@
 // linear_amx.h, so a row has the same result in a prompt and in a decode step; one below 2^-126 is zero.
 #pragma once
 
-#include "activations.h"
+#include "activation_table.h"
 #include "results_ahead.h"
 #include "tiles.h"
 #include "weights_ahead.h"
@@ -89,29 +89,22 @@ inline void store_rows(const float* sums, const bf16* bias, int64_t rows, int64_
 }
 
 // Results of 32 rows of W, rounded, activated and rounded again, as the tile of x that they are to the next linear map.
-template <class F>
-inline void store_tile(const float* sums, const bf16* bias, bf16* out, const F& activation) {
-  for (int64_t i = 0; i < 32; i += kBatch) {
-    const Batch<kBatch> y = activation(batch<kBatch>([&](int j) {
-      const vf sum = add(load(sums + 16 * (i + j)), set1(bias ? widen(bias[i + j]) : 0.0f));
-      return from_bf16(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
-    }));
-    for (int j = 0; j < kBatch; j += 2)
-      _mm512_store_si512(out + 16 * (i + j), interleave(round_pair(y.v[j], y.v[j + 1])));
-  }
+inline void store_tile(const float* sums, const bf16* bias, const ActivationTable& activation, bf16* out) {
+  const auto row = [&](int64_t i) {  // 16 results in words, their upper halves undefined
+    const vf sum = add(load(sums + 16 * i), set1(bias ? widen(bias[i]) : 0.0f));
+    return activation.of(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
+  };
+  for (int64_t i = 0; i < 32; i += 2)
+    _mm512_store_si512(out + 16 * i, _mm512_mask_blend_epi16(0xaaaaaaaa, row(i), _mm512_slli_epi32(row(i + 1), 16)));
 }
 
 // Results of rows [n, n + columns) of W, at most 32, for one block of x.
 inline void store_results(const WideProblem& p, int64_t block, int64_t n, int64_t columns, const float* sums) {
   const bf16* bias = p.bias ? p.bias + n : nullptr;
   const int64_t row = block * kTileRows, tile = row * p.n + n / kDepth * kTileElements;
-  switch (p.activation) {
-    case Activation::gelu_tanh:
-      return store_tile(sums, bias, p.packed_out + tile, [](auto x) { return gelu_tanh<bf16>(x); });
-    case Activation::gelu_exact:
-      return store_tile(sums, bias, p.packed_out + tile, [](auto x) { return gelu_exact<bf16>(x); });
-    default: store_rows(sums, bias, min64(kTileRows, p.num_rows - row), columns, p.out + row * p.n + n, p.n);
-  }
+  if (p.activation != Activation::none)
+    return store_tile(sums, bias, activation_table(p.activation), p.packed_out + tile);
+  store_rows(sums, bias, min64(kTileRows, p.num_rows - row), columns, p.out + row * p.n + n, p.n);
 }
 
 // Where the results of one or two blocks of x go.
