@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from antiphon.checkpoint import expected, packing
+from antiphon.checkpoint.compact import compact_linears
 from antiphon.checkpoint.packing import Packer
 from antiphon.checkpoint.presets import kimi_audio_7b
 from antiphon.checkpoint.random_weights import anti_alias_taps
@@ -24,7 +25,7 @@ from antiphon.config import FlowConfig, VocoderConfig
 from antiphon.models.bigvgan import BigVgan
 from antiphon.models.flow_dit import FlowBatch, FlowDit, FlowWindow
 from antiphon_kernels import alias_free_snake, count_calls
-from antiphon_kernels.native import empty_rows, status
+from antiphon_kernels.native import empty_rows, prefers_compact, status
 
 from .plain_modules import PlainDit, PlainVocoder, plain_snake
 from .report import add_json_option, publish, table
@@ -109,15 +110,16 @@ def dit_rows(config: FlowConfig, dtype: torch.dtype, repeats: int) -> list[dict]
     return rows
 
 
-def as_loaded(weight: Tensor) -> Tensor:
-    """``weight`` with its rows where loading a checkpoint puts them."""
-    return empty_rows(weight.shape, weight.dtype, weight.device).copy_(weight) if weight.ndim == 2 else weight
+def as_loaded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as loading a checkpoint leaves them: compact where that pays, else with their rows at its distances."""
+    if prefers_compact():
+        return compact_linears(dict(weights))  # float32 stays as it is
+    return {name: empty_rows(w.shape, w.dtype, w.device).copy_(w) if w.ndim == 2 else w for name, w in weights.items()}
 
 
 def dit_row(config: FlowConfig, weights: dict[str, Tensor], plain_weights: dict[str, Tensor], repeats: int) -> dict:
     """Ours with ``weights`` against the plain module with ``plain_weights``."""
-    loaded = {name: as_loaded(weight) for name, weight in weights.items()}
-    ours, plain = FlowDit(config, loaded), PlainDit(config, plain_weights)
+    ours, plain = FlowDit(config, as_loaded(weights)), PlainDit(config, plain_weights)
     dtype, plain_dtype = (next(iter(w.values())).dtype for w in (weights, plain_weights))
     window = FlowWindow.empty(config, 1, WINDOW, dtype, torch.device("cpu"))
     window.keys.normal_(), window.values.normal_()

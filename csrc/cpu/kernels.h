@@ -339,6 +339,9 @@ struct DecodeInputsArgs {
   X(linear_wide, LinearWideArgs)                 \
   X(linear_compact, LinearCompactArgs)           \
   X(linear_compact_wide, LinearCompactWideArgs)  \
+  X(compact_histogram, CompactHistogramArgs)     \
+  X(compact_count, CompactPackArgs)              \
+  X(compact_pack, CompactPackArgs)               \
   X(compact_widen, CompactWidenArgs)             \
   X(linear_fixed_weight, LinearFixedWeightArgs)  \
   X(linear_fixed_pack, LinearFixedArgs)          \

@@ -77,6 +77,20 @@ struct LinearCompactWideArgs {
   const int32_t* codes;
 };
 
+// Making compact weights of plain ones [rows, k], which lie one after the other.
+struct CompactPackArgs {
+  const bf16* weight;
+  int64_t rows, k;
+  int32_t* codes;         // the table is there; compact_count fills the row starts with counts, compact_pack the escapes
+  uint8_t* out;           // [rows, k * 3 / 2], of compact_pack
+};
+
+struct CompactHistogramArgs {
+  const bf16* weight;
+  int64_t rows, k;
+  int64_t (*counts)[256];  // [threads], += how often each upper byte is there
+};
+
 struct CompactWidenArgs {
   const uint8_t* weight;
   const int32_t* codes;

@@ -70,11 +70,4 @@ void linear_compact_wide(const LinearCompactWideArgs& args, int, int count) {
 void linear_compact_wide(const LinearCompactWideArgs&, int, int) {}
 #endif
 
-void compact_widen(const CompactWidenArgs& a, int index, int count) {
-  const UpperBytes upper(a.codes);
-  const Range range = partition(a.rows, 1, index, count);
-  for (int64_t row = range.begin; row < range.end; ++row)
-    widen_row(a.weight + row * compact_row_bytes(a.k), a.codes, upper, row, a.k, a.out + row * a.k);
-}
-
 }  // namespace antiphon::ANTIPHON_ISA
