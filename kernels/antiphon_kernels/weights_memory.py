@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 
 import torch
 
@@ -11,6 +12,8 @@ LINE_BYTES = 64
 PAGE_BYTES = 2 << 20
 BLOCK_BYTES = 64 << 20
 """Of which smaller tensors share one: most matrices are no multiple of a large page."""
+APART_BYTES = 1 << 20
+"""From which on a tensor is worth memory of its own."""
 
 
 class WeightsMemory:
@@ -24,15 +27,28 @@ class WeightsMemory:
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
         self._used = 0
+        self._lock = threading.Lock()
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor, contents undefined, that begins at a cache line."""
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+        """A tensor, contents undefined, that begins at a cache line; on another device than a CPU ``torch.empty``'s."""
+        if device is not None and device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
         size = math.prod(shape) * dtype.itemsize
-        if self._used + size > len(self._block):
-            self._block, self._used = _new_block(max(size, BLOCK_BYTES)), 0
-        part = self._block[self._used : self._used + size]
-        self._used = -(-(self._used + size) // LINE_BYTES) * LINE_BYTES
+        with self._lock:
+            if self._used + size > len(self._block):
+                self._block, self._used = _new_block(max(size, BLOCK_BYTES)), 0
+            part = self._block[self._used : self._used + size]
+            self._used = -(-(self._used + size) // LINE_BYTES) * LINE_BYTES
         return part.view(dtype).view(shape)
+
+
+def empty_apart(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    """As ``torch.empty``, for what is soon replaced: a large tensor's memory goes back to the system with it, where
+    an allocator might keep it for smaller ones."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < APART_BYTES or device is not None and device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return _new_block(size)[:size].view(dtype).view(shape)
 
 
 def _new_block(size: int) -> torch.Tensor:

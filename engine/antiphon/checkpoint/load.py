@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from antiphon_kernels.native import empty_rows
+from antiphon_kernels.weights_memory import WeightsMemory, empty_apart
 
 from ..config import ModelConfig
 from . import packing, quantized, source
@@ -32,17 +34,23 @@ def load_llm(
     Raises:
         CheckpointError: a file is missing or damaged, or its keys, shapes or kinds are not those of the configuration.
     """
-    tensors = stream_llm(config, dtype, device)
-    return dict(compact_matrices(tensors) if compact else tensors)
+    if compact:
+        return dict(compact_matrices(stream_llm(config, dtype, device, empty_apart)))
+    return dict(stream_llm(config, dtype, device, WeightsMemory().empty))
 
 
-def stream_llm(config: ModelConfig, dtype: torch.dtype, device: Device = "cpu") -> Iterator[Named]:
-    """As :func:`load_llm`, one (name, tensor) at a time: a consumer that quantises holds one full-width tensor."""
+def stream_llm(
+    config: ModelConfig, dtype: torch.dtype, device: Device = "cpu", allocate: Allocate = torch.empty
+) -> Iterator[Named]:
+    """As :func:`load_llm`, one (name, tensor) at a time: a consumer that quantises holds one full-width tensor.
+
+    ``allocate``: where packed tensors go, as ``torch.empty``.
+    """
     if config.quantization is not None:
         yield from quantized.stream_quantized(config, dtype, torch.device(device))
         return
     part = source.llm_source(config)
-    yield from packing.pack_llm(_packer(part, dtype, device), config.llm)
+    yield from packing.pack_llm(_packer(part, dtype, device, allocate=allocate), config.llm)
 
 
 def load_whisper(
@@ -55,7 +63,7 @@ def load_whisper(
     ``.weight`` and ``.bias``.
     """
     part = source.whisper_source(config)
-    packer = _packer(part, dtype, device, matrix=empty_rows)
+    packer = _network_packer(part, dtype, device, compact)
     weights = dict(packing.pack_encoder(packer, config.whisper))
     weights |= {f"final_norm.{kind}": packer.join(f"layer_norm.{kind}") for kind in ("weight", "bias")}
     return compact_linears(weights) if compact else weights
@@ -64,7 +72,7 @@ def load_whisper(
 def load_speech_tokenizer(config: ModelConfig, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Weights:
     """The GLM tokenizer's packed weights: as :func:`load_whisper` without ``final_norm``, with ``codebook`` [K, d]."""
     part = source.speech_tokenizer_source(config)
-    packer = _packer(part, dtype, device, matrix=empty_rows)
+    packer = _network_packer(part, dtype, device)
     weights = dict(packing.pack_encoder(packer, config.speech_tokenizer.encoder))
     return weights | {"codebook": packer.join("codebook.weight")}
 
@@ -73,7 +81,7 @@ def load_flow(
     config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu", compact: bool = False
 ) -> Weights:
     """The DiT's weights under their official names without ``speech_model.``; ``compact`` as in :func:`load_whisper`."""
-    weights = dict(packing.pack_plain(_packer(source.flow_source(config), dtype, device, matrix=empty_rows)))
+    weights = dict(packing.pack_plain(_network_packer(source.flow_source(config), dtype, device, compact)))
     return compact_linears(weights) if compact else weights
 
 
@@ -89,5 +97,17 @@ def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     return dict(packing.pack_vocoder(_packer(part, dtype, device), config.vocoder))
 
 
-def _packer(part: source.Source, dtype: torch.dtype, device: Device, matrix: Allocate = torch.empty) -> Packer:
-    return Packer(part.shapes, part.read, dtype, torch.device(device), part.where, matrix)
+def _network_packer(part: source.Source, dtype: torch.dtype, device: Device, passing: bool = False) -> Packer:
+    """Of a network whose linear maps native passes may take; ``passing``: what it packs is soon replaced."""
+    allocate = empty_apart if passing else WeightsMemory().empty
+    return _packer(part, dtype, device, partial(empty_rows, allocate=allocate), allocate)
+
+
+def _packer(
+    part: source.Source,
+    dtype: torch.dtype,
+    device: Device,
+    matrix: Allocate = torch.empty,
+    allocate: Allocate = torch.empty,
+) -> Packer:
+    return Packer(part.shapes, part.read, dtype, torch.device(device), part.where, matrix, allocate)

@@ -27,7 +27,7 @@ class Packer:
     """Allocates packed tensors in ``dtype`` on ``device`` and fills them with what ``read`` yields.
 
     On the meta device nothing is read: only shapes and dtypes come out. ``where`` names the file in errors. ``matrix``
-    allocates what :meth:`join` makes of linear maps, those with a bias.
+    allocates what :meth:`join` makes of linear maps, those with a bias; ``allocate`` everything else.
     """
 
     shapes: Shapes
@@ -36,11 +36,12 @@ class Packer:
     device: torch.device
     where: Path = Path()
     matrix: Allocate = torch.empty
+    allocate: Allocate = torch.empty
 
     def join(self, *keys: str | None) -> torch.Tensor:
         """The tensors ``keys`` one below the other; None stands for zeros of the first one's shape."""
         rows, rest = self._size(keys)
-        allocate = self.matrix if self._is_linear(keys[0], rest) else torch.empty
+        allocate = self.matrix if self._is_linear(keys[0], rest) else self.allocate
         target = allocate((rows, *rest), dtype=self.dtype, device=self.device)
         self._fill(target, keys)
         return target
@@ -48,7 +49,7 @@ class Packer:
     def stack(self, *branches: Sequence[str]) -> torch.Tensor:
         """Joined tensors of each branch, stacked: ``[branches, rows, ...]``."""
         rows, rest = self._size(branches[0])
-        target = torch.empty((len(branches), rows, *rest), dtype=self.dtype, device=self.device)
+        target = self.allocate((len(branches), rows, *rest), dtype=self.dtype, device=self.device)
         for part, keys in zip(target, branches):
             self._fill(part, keys)
         return target

@@ -94,15 +94,16 @@ def prefers_compact() -> bool:
     return prefers()
 
 
-def empty_rows(shape, dtype, device):
+def empty_rows(shape, dtype, device, allocate=None):
     """``rows.empty_rows``, a matrix [out, in] for weights, or a contiguous one where there is no native module."""
-    if not available:
-        import torch
+    import torch
 
-        return torch.empty(shape, dtype=dtype, device=device)
+    allocate = allocate or torch.empty
+    if not available:
+        return allocate(shape, dtype=dtype, device=device)
     from . import rows
 
-    return rows.empty_rows(shape, dtype, device)
+    return rows.empty_rows(shape, dtype, device, allocate)
 
 
 if available:

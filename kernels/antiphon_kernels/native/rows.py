@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .network_pass import chosen
@@ -24,7 +26,12 @@ def row_distance(inputs: int, dtype: torch.dtype, device: torch.device) -> int:
     return inputs if rest or lines < WORTH_LINES or lines % 2 else inputs + of_line
 
 
-def empty_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A matrix [out, in], not initialised, with its rows at :func:`row_distance`."""
+def empty_rows(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    allocate: Callable[..., torch.Tensor] = torch.empty,
+) -> torch.Tensor:
+    """A matrix [out, in], not initialised, with its rows at :func:`row_distance`, in memory of ``allocate``."""
     outputs, inputs = shape
-    return torch.empty(outputs, row_distance(inputs, dtype, device), dtype=dtype, device=device)[:, :inputs]
+    return allocate((outputs, row_distance(inputs, dtype, device)), dtype=dtype, device=device)[:, :inputs]
