@@ -238,7 +238,6 @@ def test_what_it_takes(isa):
 
 
 def test_where_it_pays(isa):
-    if isa in ("scalar", "avx2", "amx"):
-        assert prefers_compact() == (isa == "amx")
+    assert prefers_compact() == (isa == "amx")
     with ak.use_backend("reference"):
         assert not prefers_compact()

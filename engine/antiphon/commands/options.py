@@ -59,8 +59,8 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         "--compact",
         default="auto",
         choices=tuple(COMPACT),
-        help="on a CPU: hold the language model's bfloat16 weights in 12 bits each, without loss; same results, less memory "
-        "(default: auto, where it decodes faster)",
+        help="on a CPU: hold bfloat16 matrices in 12 bits a weight, without loss; same results, less memory (default: auto, "
+        "where it decodes faster; docs/quantisation.md)",
     )
 
 
