@@ -8,10 +8,8 @@ from pathlib import Path
 
 import torch
 
-from antiphon_kernels import native
-
 from . import checkpoint
-from .checkpoint.compact import resolve_compact
+from .checkpoint.compact import compacts_networks, resolve_compact
 from .config import NUM_SPECIAL_TOKENS, ModelConfig
 from .draft import check_draft, load_draft
 from .errors import ConfigError
@@ -112,7 +110,7 @@ def load_runtime(
     size = layers * llm.hidden_size * (llm.qkv_size + llm.hidden_size + 3 * llm.intermediate_size)
     working = resolve_dtype(dtype, place, size + 3 * llm.vocab_size * llm.hidden_size)
     smaller = resolve_compact(compact, config, working, place)
-    networks = smaller and native.prefers_compact()  # their rows are many, and only tiles multiply those as they are stored
+    networks = compacts_networks(compact, working, place)
     logger.info("loading %s as %s on %s", config.path, working, place)
     tokenizer = TextTokenizer.from_file(config.path / "tiktoken.model", llm.audio_token_offset - NUM_SPECIAL_TOKENS)
     whisper = WhisperEncoder(checkpoint.load_whisper(config, working, place, networks), config.whisper)

@@ -166,7 +166,9 @@ def test_what_cannot_be(tiny, converted, monkeypatch):
     assert not resolve_compact(None, config, torch.bfloat16, torch.device("cuda"))
     assert not resolve_compact(None, config, torch.float32, CPU)
     assert not resolve_compact(None, quantised, torch.bfloat16, CPU)
-    assert resolve_compact(None, load_model_config(converted / "bfloat16"), torch.bfloat16, CPU)
+    with_heads = load_model_config(converted / "bfloat16")
+    assert not resolve_compact(None, with_heads, torch.bfloat16, CPU)  # pages of its file
+    assert resolve_compact(True, with_heads, torch.bfloat16, CPU)
     monkeypatch.setattr(native, "available", False)
     with pytest.raises(ConfigError, match="native operators.*builds them"):
         resolve_compact(True, config, torch.bfloat16, CPU)

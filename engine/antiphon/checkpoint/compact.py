@@ -24,27 +24,39 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_compact(chosen: bool | None, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a model's matrices are made compact; None: where they then decode faster.
+    """Whether a model's matrices are made compact; None: where they then decode faster, except those of a converted
+    checkpoint, which stay pages of its file.
 
     Raises:
         ConfigError: asked for where it cannot be.
     """
-    problem = _obstacle(config, dtype, device)
+    problem = _obstacle(dtype, device) or _obstacle_in_files(config)
     if chosen is None:
-        return problem is None and native.prefers_compact()
+        return problem is None and config.quantization is None and native.prefers_compact()
     if chosen and problem is not None:
         raise ConfigError(f"{problem}, or do not ask for them")
     return chosen
 
 
-def _obstacle(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why a model's matrices cannot be compact, and what to change, or None."""
+def compacts_networks(chosen: bool | None, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the matrices beside the language model are made compact: their rows are many, and only tiles multiply those with
+    weights as they are stored."""
+    return chosen is not False and _obstacle(dtype, device) is None and native.prefers_compact()
+
+
+def _obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why no matrix can be compact, and what to change, or None."""
     if device.type != "cpu":
         return f"compact weights need the native operators of a CPU, not {str(device)!r}; use device='cpu'"
     if dtype != torch.bfloat16:
         return f"compact weights are bfloat16, and the model is to work in {dtype}; use dtype='bfloat16'"
     if not native.available:
         return f"compact weights need the native operators of a CPU; {native.status()}"
+    return None
+
+
+def _obstacle_in_files(config: ModelConfig) -> str | None:
+    """The same of a language model's matrices."""
     if config.quantization is not None and config.quantization.heads != "bfloat16":
         kinds = f"{config.quantization.layers} layers and {config.quantization.heads} heads"
         return f"compact weights are bfloat16, and {config.path} has {kinds}; load the official checkpoint"
