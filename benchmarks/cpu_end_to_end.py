@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from antiphon.engine import Engine
 from antiphon.engine_config import EngineConfig
 from antiphon.execution.llm_runner import LlmRunner
 from antiphon.live_request import PreparedRequest, prepare
+from antiphon.models.dual_qwen import DualQwen
 from antiphon.models.flow_dit import FlowDit
 from antiphon.request import GenerationRequest, sampling_params
 from antiphon.runtime import Runtime, load_runtime
@@ -112,13 +114,18 @@ class PlainGenerator(PlainVocoder):
         return [self(mel[None])[0] for mel in mels]
 
 
+def in_plain_memory(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies where PyTorch puts them: our loader chooses pages and distances of rows for our kernels."""
+    return {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
+
+
 class PlainPipeline:
     """The reference pipeline over the weights of ``runtime``."""
 
     def __init__(self, runtime: Runtime, watch: Stopwatch):
-        self.runtime, self.watch = runtime, watch
-        flow = {name: weight.contiguous() for name, weight in runtime.flow.weights.items()}
-        self.flow = PlainFlow(runtime.config.flow, flow)
+        llm = DualQwen(runtime.llm.config, in_plain_memory(runtime.llm.weights))
+        self.runtime, self.watch = replace(runtime, llm=llm), watch
+        self.flow = PlainFlow(runtime.config.flow, in_plain_memory(runtime.flow.weights))
         self.vocoder = PlainGenerator(runtime.config.vocoder, runtime.vocoder.weights)
         self.vocoder.dtype, self.vocoder.device = runtime.vocoder.dtype, runtime.vocoder.device
         watch.around(self.flow, "integrate", "flow")
