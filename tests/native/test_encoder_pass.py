@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import antiphon_kernels as ak
+from antiphon.checkpoint.compact import compact_linears
 from antiphon.config import EncoderConfig
 from antiphon.models.encoder_layer import LAYER_NORM_EPS
 from antiphon.models.encoder_network import EncoderNetwork
@@ -28,7 +31,9 @@ CASES = {  # frames of a segment, rows wanted of each, valid rows of each segmen
 }
 
 
-def build(dtype, causal: bool, config: EncoderConfig = CONFIG, final_norm: bool = True, work=None) -> EncoderNetwork:
+def build(
+    dtype, causal: bool, config: EncoderConfig = CONFIG, final_norm: bool = True, work=None, compact: bool = False
+) -> EncoderNetwork:
     """Weights of ``dtype``, kept in ``work``."""
     torch.manual_seed(3)
     d, f = config.d_model, config.ffn_dim
@@ -42,7 +47,7 @@ def build(dtype, causal: bool, config: EncoderConfig = CONFIG, final_norm: bool 
         weights[f"{name}.weight"] = torch.randn(shape) / torch.Size(shape[1:]).numel() ** 0.5
         weights[f"{name}.bias"] = torch.randn(shape[0]) / 4
     weights = {name: weight.to(dtype).to(work or dtype) for name, weight in weights.items()}
-    return EncoderNetwork(weights, config, config.num_layers, causal)
+    return EncoderNetwork(compact_linears(weights) if compact else weights, config, config.num_layers, causal)
 
 
 def arguments(network: EncoderNetwork):
@@ -109,3 +114,16 @@ def test_refuses_what_it_cannot_run(isa):
     assert not available_for(*arguments(build(torch.bfloat16, False, narrow)))
     with pytest.raises(ValueError, match="even number of frames"):
         bound.bound.run([1, 40, 21, 0], 0, 0, 0)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["centred", "causal"])
+def test_compact_matrices_give_the_same_bits(causal, isa, with_threads):
+    config = replace(CONFIG, d_model=128, ffn_dim=256)
+    plain = build(torch.bfloat16, causal, config)
+    compact = build(torch.bfloat16, causal, config, compact=True)
+    assert all(m.codes is not None for layer in compact.layers for m in (layer.qkv, layer.out, layer.fc1, layer.fc2))
+    mels, wanted, lengths, block = mels_of("first rows of blocks")
+    expected = plain(mels.to(torch.bfloat16), lengths, block, wanted)
+    for threads in (1, 2, 3):
+        got = with_threads(threads, lambda: compact(mels.to(torch.bfloat16), lengths, block, wanted))
+        assert torch.equal(got, expected)

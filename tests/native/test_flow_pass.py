@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import antiphon_kernels as ak
+from antiphon.checkpoint.compact import compact_linears
 from antiphon.execution.memory_plan import flow_packed_bytes
 from antiphon.models.flow_dit import MODULATED_ROWS, NORM_EPS, PACKED_LIMIT, FlowBatch, FlowDit, FlowWindow
 from antiphon_kernels.native import available
@@ -15,6 +16,7 @@ from antiphon_kernels.native import available
 if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
+from antiphon_kernels.linear_compact import reference_widen
 from antiphon_kernels.linear_fixed import linear_fixed
 from antiphon_kernels.native.arguments import pointer
 from antiphon_kernels.native.flow_pass import FlowPass, available_for, linears
@@ -33,6 +35,7 @@ STREAMS = {  # rows, cached rows, slot of each
     "idle": [(16, 4, 1), (0, 0, 0)],
     "many": [(168, 40, 2), (168, 0, 0)],
 }
+WHOLE_GROUPS = SimpleNamespace(**{**vars(CONFIG), "hidden_size": 128, "head_dim": 64})
 LONG_WINDOW = 320
 LONG = SimpleNamespace(**{**vars(CONFIG), "max_positions": 512})
 LONG_STREAMS = {  # what is cached: around a step of 32 keys, around a block of 256, no step whole, much, none
@@ -320,3 +323,34 @@ def test_refuses_what_it_cannot_run(isa):
     assert not available_for(dit.config, build_dit(torch.float16)._dense)
     odd = SimpleNamespace(**{**vars(CONFIG), "hidden_size": 72, "head_dim": 36})
     assert not available_for(odd, build_dit(torch.bfloat16, odd)._dense)
+
+
+def test_which_matrices_become_compact():
+    """Those of linear maps whose inputs are whole groups, every bit of them; the plain ones are let go."""
+    weights = build_dit(torch.bfloat16, WHOLE_GROUPS).weights
+    plain = dict(weights)
+    compact = compact_linears(weights)
+    assert not weights
+    changed = {name for name in plain if compact[name].dtype == torch.uint8}
+    kinds = {name.split(".", 2)[-1].removesuffix(".weight") for name in changed if name.startswith("blocks.")}
+    assert kinds == {"adaLN_modulation.1", "attn.qkv", "attn.proj", "mlp.fc1"}  # fc2 has 160 inputs
+    assert set(compact) == set(plain) | {f"{name}.scale" for name in changed}
+    for name, weight in plain.items():
+        got = reference_widen(compact[name], compact[f"{name}.scale"]) if name in changed else compact[name]
+        assert torch.equal(got.view(torch.int16), weight.view(torch.int16)), name
+
+
+@pytest.mark.parametrize("case", ["three", "many"])
+def test_compact_matrices_give_the_same_bits(case, isa, with_threads):
+    plain = build_dit(torch.bfloat16, WHOLE_GROUPS)
+    compact = FlowDit(WHOLE_GROUPS, compact_linears(dict(plain.weights)))
+    x, time, condition, batch, window = inputs(plain, batch_of(STREAMS[case]))
+    times = torch.randn(len(WIDTHS), WHOLE_GROUPS.hidden_size).to(torch.bfloat16)
+    calls = (
+        lambda dit: dit.velocity(x, time, condition, batch, window),
+        lambda dit: dit.integrate(x, times, WIDTHS, condition, batch, window),
+    )
+    for call in calls:
+        expected = call(plain)
+        for threads in (1, 2, 3):
+            assert torch.equal(with_threads(threads, lambda: call(compact)), expected)
