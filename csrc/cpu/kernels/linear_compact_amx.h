@@ -1,8 +1,8 @@
 // Compact weights on AMX tiles; included by linear_compact.cpp where the instruction set has them.
 //
 // 32 rows of W are widened 128 columns at a time into the first-level cache, as tiles, and multiplied from there: the same
-// products in the same order as in linear_amx.h and linear_wide_amx.h. Widening takes a third of the time in which memory
-// brings the bytes, so what counts is that they are 12 bits a weight.
+// products in the same order as in linear_amx.h and linear_wide_amx.h. Widening takes a fifth of the time in which memory
+// brings the bytes, so what counts for one row of x is that they are 12 bits a weight.
 #pragma once
 
 #include "compact_rows.h"
