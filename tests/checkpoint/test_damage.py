@@ -140,6 +140,24 @@ def test_any_byte_of_a_pickle_may_be_wrong(damaged, nano_folder, file, position,
         assert all(weight.dtype == torch.float32 for weight in weights.values())
 
 
+def test_a_number_beyond_all_bounds(damaged, nano_folder):
+    """As long as the number that it replaces, so that nothing moves."""
+    content = (nano_folder / LLM).read_bytes()
+    first = re.search(rb'"data_offsets":\s*\[\d+,\s*(\d{5,})', content)
+    (damaged / LLM).write_bytes(content[: first.start(1)] + b"9e999".ljust(len(first[1])) + content[first.end(1) :])
+    with pytest.raises(CheckpointError, match="header entry of .* is malformed"):
+        load(damaged, LLM)
+
+
+def test_a_wrong_storage_key(damaged, nano_folder):
+    """torch itself only asserts that the first storage is called 0."""
+    content = bytearray((nano_folder / VOCODER).read_bytes())
+    content[content.index(b"X\x01\x00\x00\x000") + 5] = 0
+    (damaged / VOCODER).write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read.*fetch it again"):
+        load(damaged, VOCODER)
+
+
 @pytest.mark.parametrize("back", range(1, 50, 4))
 @pytest.mark.parametrize("value", [0, 255])
 def test_damaged_zip_directory(damaged, nano_folder, back, value):

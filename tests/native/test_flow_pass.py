@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -353,4 +354,4 @@ def test_compact_matrices_give_the_same_bits(case, isa, with_threads):
     for call in calls:
         expected = call(plain)
         for threads in (1, 2, 3):
-            assert torch.equal(with_threads(threads, lambda: call(compact)), expected)
+            assert torch.equal(with_threads(threads, partial(call, compact)), expected)

@@ -101,7 +101,7 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
         begin, end = int(begin), int(end)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # 1e999 is a number to JSON
         raise CheckpointError(f"{path}: the header entry of {name} is malformed ({entry!r}); {AGAIN}") from error
     if dtype not in DTYPES:
         raise CheckpointError(f"{path}: {name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
