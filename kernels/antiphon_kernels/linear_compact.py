@@ -64,6 +64,11 @@ def widen(weight: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return reference_widen(weight, codes)
 
 
+def num_inputs(weight: torch.Tensor) -> int:
+    """Width of the rows that a compact weight takes."""
+    return weight.shape[-1] // GROUP_BYTES * GROUP
+
+
 def too_many(num_escapes: int, num_weights: int) -> bool:
     """Whether a matrix with so many escapes stays plain."""
     return num_escapes * WEIGHTS_PER_ESCAPE > num_weights
@@ -96,7 +101,7 @@ def reference_widen(weight: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     nibbles = groups[:, GROUP:]
     code = torch.stack((nibbles & 15, nibbles >> 4), 1)
     low, high = groups[:, :GROUP].unflatten(1, (2, 64)), codes[:TABLE_WORDS].view(torch.uint8)[code.int()]
-    inputs = weight.shape[-1] // GROUP_BYTES * GROUP
+    inputs = num_inputs(weight)
     parts = torch.stack((_in_order(low), _in_order(high)), -1).view(-1, inputs, 2)
     starts, escapes = codes[TABLE_WORDS:].tensor_split([len(parts) + 1])
     row = torch.repeat_interleave(starts.diff())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .linear import linear
-from .linear_compact import linear_compact, widen
+from .linear_compact import linear_compact, num_inputs, widen
 from .linear_fp8 import linear_fp8, quantize_fp8
 from .linear_fp8_silu_mul import linear_fp8_silu_mul
 from .linear_int4 import dequantize as dequantize_int4
@@ -88,8 +88,9 @@ class LinearWeight:
     @property
     def num_inputs(self) -> int:
         """Width of the rows that it takes."""
-        width, scheme = self.weight.shape[-1], self.scheme
-        return width * 2 // 3 if scheme == "compact" else width * 2 if scheme == "int4" else width
+        if self.scheme == "compact":
+            return num_inputs(self.weight)
+        return self.weight.shape[-1] * (2 if self.scheme == "int4" else 1)
 
     @property
     def num_outputs(self) -> int:

@@ -43,7 +43,7 @@ def native_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
     """At most :data:`MAX_ROWS` rows of each branch."""
-    x, bias, out = _prepare(x, weight, bias, split)
+    x, bias, out = prepare(x, weight, bias, split)
     n, k = weight.shape[1:]
     if len(x):
         _native.linear(
@@ -64,7 +64,7 @@ def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
     """bfloat16, any number of rows."""
-    x, bias, out = _prepare(x, weight, bias, split)
+    x, bias, out = prepare(x, weight, bias, split)
     n, k = weight.shape[1:]
     workspace = torch.empty(_native.linear_wide_workspace(len(x), split, k), dtype=torch.bfloat16)
     if len(x):
@@ -84,7 +84,7 @@ def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return out
 
 
-def _prepare(
+def prepare(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """x with contiguous rows, contiguous bias, and the output."""

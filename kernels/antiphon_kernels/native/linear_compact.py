@@ -6,11 +6,10 @@ from __future__ import annotations
 import torch
 
 from .. import _native
-from ..branches import check_split
-from ..linear_compact import GROUP, GROUP_BYTES, TABLE_WORDS, linear_compact, too_many
+from ..linear_compact import GROUP, GROUP_BYTES, TABLE_WORDS, linear_compact, num_inputs, too_many
 from ..weights_memory import WeightsMemory
 from .arguments import are, pointer
-from .linear import MAX_ROWS, native_linear
+from .linear import MAX_ROWS, native_linear, prepare
 
 FAST = ("amx",)
 """Instruction sets on which fewer bytes are a shorter step (docs/log.md): the kernels of the others read four rows of W at a time,
@@ -43,7 +42,7 @@ def compact_native(weight: torch.Tensor, memory: WeightsMemory) -> tuple[torch.T
 
 def widen_native(weight: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """As ``linear_compact.reference_widen``."""
-    weight, inputs = weight.contiguous(), weight.shape[-1] // GROUP_BYTES * GROUP
+    weight, inputs = weight.contiguous(), num_inputs(weight)
     out = torch.empty(*weight.shape[:-1], inputs, dtype=torch.bfloat16)
     _native.compact_widen(weight.data_ptr(), codes.data_ptr(), out.data_ptr(), out.numel() // inputs, inputs)
     return out
@@ -64,11 +63,8 @@ def launch(
     x: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, bias: torch.Tensor | None, split: int, wide: bool
 ) -> torch.Tensor:
     """By the kernel for any number of rows, on AMX alone, if ``wide``, else by the one for at most :data:`MAX_ROWS` of a branch."""
+    x, bias, out = prepare(x, weight, bias, split)
     rows, inputs = x.shape
-    check_split(weight, rows, split)
-    x = x if x.stride(1) == 1 else x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    out = x.new_empty(rows, weight.shape[1])
     if not rows:
         return out
     operands = (x.data_ptr(), x.stride(0), weight.data_ptr(), codes.data_ptr(), pointer(bias), out.data_ptr())

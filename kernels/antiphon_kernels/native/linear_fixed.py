@@ -7,10 +7,7 @@ import torch
 
 from .. import _native
 from ..linear_fixed import MAX_INPUTS, FixedWeight, linear_fixed
-from ..weights_memory import WeightsMemory
 from .arguments import are, pointer
-
-_memory = WeightsMemory()
 
 
 def prefers(weight: torch.Tensor) -> bool:
@@ -27,7 +24,7 @@ def pack_native(weight: torch.Tensor) -> FixedWeight:
     """As ``linear_fixed.pack_reference``, bit by bit."""
     weight, (outputs, inputs) = weight.contiguous(), weight.shape
     packed = FixedWeight(
-        _memory.empty((_native.linear_fixed_weight_bytes(outputs, inputs),), torch.int8), weight.new_empty(outputs)
+        torch.empty(_native.linear_fixed_weight_bytes(outputs, inputs), dtype=torch.int8), weight.new_empty(outputs)
     )
     _native.linear_fixed_weight(weight.data_ptr(), packed.tiles.data_ptr(), packed.scales.data_ptr(), outputs, inputs)
     return packed

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _native
 from ..linear import linear
-from ..linear_compact import GROUP, GROUP_BYTES
+from ..linear_compact import num_inputs
 from ..linear_fixed import MAX_INPUTS, FixedWeight
 from .arguments import DTYPES, are, has_rows, pointer
 from .linear import TILE_DEPTH
@@ -38,13 +38,12 @@ def fit_tiles(maps: Sequence[Dense], first_of_any_depth: bool = False) -> bool:
         return False
     if not all(_fits(m, dtype) for m in maps):
         return False
-    depths = [num_inputs(m) for m in maps[first_of_any_depth:]]
+    depths = [_num_inputs(m) for m in maps[first_of_any_depth:]]
     return max(depths) <= MAX_INPUTS if dtype == torch.float32 else all(k % TILE_DEPTH == 0 for k in depths)
 
 
-def num_inputs(dense: Dense) -> int:
-    """Width of the rows that a map takes."""
-    return dense.weight.shape[1] if dense.codes is None else dense.weight.shape[1] // GROUP_BYTES * GROUP
+def _num_inputs(dense: Dense) -> int:
+    return dense.weight.shape[1] if dense.codes is None else num_inputs(dense.weight)
 
 
 def _fits(dense: Dense, dtype: torch.dtype) -> bool:
@@ -58,5 +57,5 @@ def addresses(dense: Dense) -> list[int]:
     """Weight, its row stride, scales, codes, bias, outputs, inputs, as the C++ side takes them."""
     fixed = dense.weight.dtype == torch.float32
     weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
-    sizes = dense.weight.shape[0], num_inputs(dense)
+    sizes = dense.weight.shape[0], _num_inputs(dense)
     return [weight, dense.weight.stride(0), scales, pointer(dense.codes), dense.bias.data_ptr(), *sizes]
