@@ -34,7 +34,8 @@ WIDE_SHAPES = [
     (40, 70, 4736, 23),  # both branches, nothing whole; longer than a chunk of depths
     (96, 16, 1152, 0),  # second branch alone; half a block of columns
     (290, 40, 2176, 260),  # a branch whose rows pass in two parts, and one of few rows
-    (150, 102, 4736, 149),  # one that does not stay in a cache: several panels at a time, short chunks
+    (150, 298, 4736, 149),  # one that does not stay in a cache: short chunks, of one thread two panels at a time
+    (140, 810, 4736, 140),  # six at a time, then two and a part of one
 ]
 
 

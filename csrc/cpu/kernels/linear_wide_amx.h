@@ -4,7 +4,7 @@
 // so narrow that a panel's stays in the first-level cache while all rows of x pass by; sums wait in memory for the next
 // one. Tiles of x come from the second-level cache in time by themselves: asking for them takes more slots than they
 // are worth. W comes from memory and is asked for two chunks ahead, between the products. Where x does not stay in the
-// second-level cache, a wider chunk of it does, for two panels. Every output is the same sum in the same order as in
+// second-level cache, a wider chunk of it does, for up to six panels. Every output is the same sum in the same order as in
 // linear_amx.h, so a row has the same result in a prompt and in a decode step; one below 2^-126 is zero.
 #pragma once
 
@@ -20,7 +20,8 @@ constexpr int64_t kTileElements = kTileRows * kDepth;
 constexpr int64_t kWideRows = 2 * kTileRows;          // of W that meet a pair of blocks of x in four accumulators
 constexpr int64_t kCachedElements = 5 << 17;          // of x that stay in the second-level cache beside a panel of W
 constexpr int64_t kChunkDepths = 8, kAheadDepths = 2 * kChunkDepths;  // tiles along k
-constexpr int64_t kCachedDepths = 64, kPanels = 2;    // of x where not all of it stays, and for how many panels
+constexpr int64_t kCachedDepths = 64, kPanels = 6;    // of x where not all of it stays, and for how many panels at most
+constexpr int64_t kLeastWalks = 4;                    // of a thread
 constexpr int64_t kPairSums = 4 * 256;                // [blocks of x][blocks of W][16 rows of W][16 rows of x]
 
 inline int64_t wide_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -120,8 +121,9 @@ struct WideWalk {
   int64_t panels, depths;
 };
 
-inline WideWalk wide_walk(int64_t num_rows, int64_t k) {
-  return num_rows * k <= kCachedElements ? WideWalk{1, k / kDepth} : WideWalk{kPanels, kCachedDepths};
+inline WideWalk wide_walk(int64_t num_rows, int64_t n, int64_t k, int count) {
+  if (num_rows * k <= kCachedElements) return {1, k / kDepth};
+  return {max64(1, min64(kPanels, n / kWideRows / (kLeastWalks * count))), kCachedDepths};
 }
 
 // Sums of a panel, if they wait for the next chunk.
@@ -233,7 +235,7 @@ inline void claim_wide_panels(const LinearWideArgs& a, int count, const Panels& 
   for (int64_t branch = 0; branch < 2; ++branch) {
     const WideProblem whole = wide_branch(a, branch);
     const int64_t step = rows_at_once(whole.num_rows, a.k);
-    const WideWalk walk = wide_walk(min64(step, whole.num_rows), a.k);
+    const WideWalk walk = wide_walk(min64(step, whole.num_rows), a.n, a.k, count);
     const int64_t columns = walk.panels * kWideRows, units = (a.n + columns - 1) / columns;
     for (int64_t row = 0; row < whole.num_rows; row += step, first += units) {
       const WideProblem p = rows_of(whole, row, step);
