@@ -33,6 +33,7 @@ WIDE_SHAPES = [
     (64, 32, 256, 64),  # whole tiles
     (40, 70, 4736, 23),  # both branches, nothing whole; longer than a chunk of depths
     (96, 16, 1152, 0),  # second branch alone; half a block of columns
+    (97, 75, 384, 49),  # 49 rows and 48: one more than have all their sums in tiles, and as many
     (290, 40, 2176, 260),  # a branch whose rows pass in two parts, and one of few rows
     (150, 298, 4736, 149),  # one that does not stay in a cache: short chunks, of one thread two panels at a time
     (140, 810, 4736, 140),  # six at a time, then two and a part of one
@@ -205,7 +206,7 @@ class TestManyRows:
             pytest.skip("the kernel for many rows is one of tiles")
         x, weight, packed, codes, bias = build(50, 75, 384, 50)
         alone = torch.cat([plain(x[t : t + 1], weight, bias, 1) for t in range(50)])
-        for rows in (1, 8, 16, 17, 33, 50):
+        for rows in (1, 8, 16, 17, 32, 33, 48, 50):
             for threads in (1, 2, 3):
                 out = with_threads(threads, lambda rows=rows: launch(x[:rows], packed, codes, bias, rows, wide=True))
                 assert torch.equal(out, alone[:rows]), (rows, threads)

@@ -12,7 +12,9 @@
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr int64_t kCompactRows = 2 * kTileRows, kCompactDepths = kCompactGroup / kDepth;
+constexpr int64_t kCompactDepthElements = kCompactRows * kDepth;  // of two tiles
 constexpr int64_t kCompactAheadBytes = 2 * kCompactGroupBytes;
+constexpr int64_t kFewBlocks = 3;  // of x whose sums with 32 rows of W are all held in tiles
 
 // Rows of W of one branch, numbered from its first one.
 struct CompactBranch {
@@ -47,13 +49,24 @@ struct CompactLanes {
   }
 
   // Group g of all rows: row r, depth d at out[d * depth + r * row].
-  void widen(int64_t g, bf16* out, int64_t depth, int64_t row, int64_t ahead) {
-    for (int64_t r = 0; r < kCompactRows; ++r) {
+  void widen(int64_t g, bf16* out, int64_t depth, int64_t row) {
+    for (int64_t r = 0; r < kCompactRows; ++r)
+      widen_group(lanes[r] + g * kCompactGroupBytes, w.upper, out + r * row, depth);
+    patch(g, out, depth, row);
+  }
+
+  // Rows [first, last) of group g but for their escapes, as tiles; what lies `ahead` bytes on is asked for, unless 0.
+  void widen_rows(int64_t g, int64_t first, int64_t last, bf16* tiles, int64_t ahead) const {
+    for (int64_t r = first; r < last; ++r) {
       const uint8_t* group = lanes[r] + g * kCompactGroupBytes;
       if (ahead)
         for (int64_t i = 0; i < kCompactGroupBytes; i += 64) prefetch(group + ahead + i);
-      widen_group(group, w.upper, out + r * row, depth);
+      widen_group(group, w.upper, tiles + r * kDepth, kCompactDepthElements);
     }
+  }
+
+  // The escapes of group g.
+  void patch(int64_t g, bf16* out, int64_t depth, int64_t row) {
     const __m512i next = _mm512_set1_epi32(static_cast<int32_t>((g + 1) * kCompactGroup));
     const __mmask16 low = _mm512_cmplt_epi32_mask(_mm512_load_si512(columns), next);
     const __mmask16 high = _mm512_cmplt_epi32_mask(_mm512_load_si512(columns + 16), next);
@@ -76,28 +89,43 @@ struct CompactLanes {
   alignas(64) int32_t columns[kCompactRows];    // that it stands in
 };
 
+// multiply(depth, tiles) for all depths of 32 rows of W, in order. While a group is widened the one before it is
+// multiplied, a depth for every eight rows. ahead(g): how many bytes on from group g is asked for.
+template <class Ahead, class Multiply>
+inline void walk_groups(CompactLanes& lanes, int64_t k, const Ahead& ahead, const Multiply& multiply) {
+  constexpr int64_t kShare = kCompactRows / kCompactDepths;
+  alignas(64) bf16 tiles[2][kCompactDepths * kCompactDepthElements];
+  const int64_t groups = k / kCompactGroup;
+  for (int64_t g = 0; g <= groups; ++g) {
+    bf16* widened = tiles[g % 2];
+    for (int64_t d = 0; d < kCompactDepths; ++d) {
+      if (g > 0) multiply((g - 1) * kCompactDepths + d, tiles[(g - 1) % 2] + d * kCompactDepthElements);
+      order_tiles();
+      if (g < groups) lanes.widen_rows(g, d * kShare, (d + 1) * kShare, widened, ahead(g));
+      order_tiles();
+    }
+    if (g < groups) lanes.patch(g, widened, kCompactDepthElements, kDepth);
+    order_tiles();
+  }
+}
+
 // Sums of 32 rows of W, `run` of them apart, as tile_block_pair's.
 inline void compact_block_pair(CompactLanes& lanes, int64_t k, int64_t run, int64_t row, const uint32_t* pairs,
                                int64_t num_rows, float (*sums)[256]) {
-  alignas(64) bf16 tiles[kCompactDepths * kCompactRows * kDepth];
-  const int64_t x_stride = 4 * num_rows, row_bytes = compact_row_bytes(k), groups = k / kCompactGroup;
+  const int64_t x_stride = 4 * num_rows, row_bytes = compact_row_bytes(k);
+  const auto ahead = [&](int64_t g) {
+    const bool within = row * row_bytes + g * kCompactGroupBytes + kCompactAheadBytes < run * row_bytes;
+    return kCompactAheadBytes + (within ? 0 : (kCompactRows - 1) * run * row_bytes);
+  };
   _tile_zero(0);
   _tile_zero(1);
-  for (int64_t g = 0; g < groups; ++g) {
-    const bool within = row * row_bytes + g * kCompactGroupBytes + kCompactAheadBytes < run * row_bytes;
-    const int64_t ahead = kCompactAheadBytes + (within ? 0 : (kCompactRows - 1) * run * row_bytes);
-    lanes.widen(g, tiles, kCompactRows * kDepth, kDepth, ahead);
-    order_tiles();
-    for (int64_t d = 0; d < kCompactDepths; ++d) {
-      const bf16* w = tiles + d * kCompactRows * kDepth;
-      _tile_loadd(6, pairs + (g * kCompactDepths + d) * kTileK / 2 * num_rows, x_stride);
-      _tile_loadd(4, w, kTileBytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, w + kTileElements, kTileBytes);
-      _tile_dpbf16ps(1, 5, 6);
-    }
-    order_tiles();
-  }
+  walk_groups(lanes, k, ahead, [&](int64_t depth, const bf16* w) {
+    _tile_loadd(6, pairs + depth * kTileK / 2 * num_rows, x_stride);
+    _tile_loadd(4, w, kTileBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, w + kTileElements, kTileBytes);
+    _tile_dpbf16ps(1, 5, 6);
+  });
   _tile_stored(0, sums[0], x_stride);
   _tile_stored(1, sums[1], x_stride);
   order_tiles();
@@ -130,6 +158,57 @@ inline void tile_linear_compact(const bf16* x, int64_t x_stride, int64_t num_row
   _tile_release();
 }
 
+// Tiles 2 b and 2 b + 1 += two tiles of W times block b of x, `block` elements behind the one before. Tiles of x come
+// from the second-level cache and are not to push W out of the first.
+template <int kBlocks>
+inline void multiply_few(const bf16* w, const bf16* x, int64_t block) {
+  _tile_loadd(6, w, kTileBytes);
+  _tile_stream_loadd(7, x, kTileBytes);
+  _tile_dpbf16ps(0, 6, 7);
+  if constexpr (kBlocks > 1) {
+    _tile_stream_loadd(7, x + block, kTileBytes);
+    _tile_dpbf16ps(2, 6, 7);
+  }
+  if constexpr (kBlocks > 2) {
+    _tile_stream_loadd(7, x + 2 * block, kTileBytes);
+    _tile_dpbf16ps(4, 6, 7);
+  }
+  _tile_loadd(6, w + kTileElements, kTileBytes);  // against the blocks in reverse: the last one is there
+  if constexpr (kBlocks > 2) {
+    _tile_dpbf16ps(5, 6, 7);
+    _tile_stream_loadd(7, x + block, kTileBytes);
+  }
+  if constexpr (kBlocks > 1) {
+    _tile_dpbf16ps(3, 6, 7);
+    _tile_stream_loadd(7, x, kTileBytes);
+  }
+  _tile_dpbf16ps(1, 6, 7);
+}
+
+// compact_panels for 32 rows of W and up to kFewBlocks blocks of x, which wait for memory rather than for tiles: sums
+// stay where they are until the end of k.
+template <int kBlocks>
+inline void few_rows(const WideProblem& p, const CompactBranch& w, int64_t n, int64_t columns, int64_t next,
+                     float* sums) {
+  CompactLanes lanes(w, n, 1, p.n - 1);
+  const auto ahead = [&](int64_t g) {
+    const bool within = g * kCompactGroupBytes + kCompactAheadBytes < w.row_bytes;
+    return within ? kCompactAheadBytes : next < p.n ? kCompactAheadBytes + (next - n - 1) * w.row_bytes : 0;
+  };
+  zero_sums<2>();
+  _tile_zero(4);
+  _tile_zero(5);
+  walk_groups(lanes, p.k, ahead, [&](int64_t depth, const bf16* tiles) {
+    multiply_few<kBlocks>(tiles, p.x + depth * kTileElements, kTileRows * p.k);
+  });
+  constexpr int64_t kBlockSums = kPairSums / 2;
+  store_sums<2>(sums, kBlockSums / 2, kBlockSums);
+  _tile_stored(4, sums + 2 * kBlockSums, 64);
+  _tile_stored(5, sums + 2 * kBlockSums + kBlockSums / 2, 64);
+  order_tiles();
+  for (int64_t b = 0; b < kBlocks; ++b) store_results(p, b, n, columns, sums + b * kBlockSums);
+}
+
 // Sums of panels and a chunk of one as rows of bfloat16.
 inline int64_t compact_wide_memory(int64_t num_rows) {
   return kPanels * panel_sums(num_rows) * 4 + kWideRows * kChunkDepths * kTileBytes;
@@ -138,6 +217,11 @@ inline int64_t compact_wide_memory(int64_t num_rows) {
 // wide_panels for compact weights; next: the first row after these, or past the last one.
 inline void compact_panels(const WideProblem& p, const CompactBranch& w, const WideWalk& walk, int64_t n,
                            int64_t columns, int64_t next, float* memory) {
+  const int64_t blocks = wide_blocks(p.num_rows);
+  if (blocks <= kFewBlocks && columns <= kWideRows && walk.depths == p.k / kDepth) {
+    const auto run = blocks == 1 ? few_rows<1> : blocks == 2 ? few_rows<2> : few_rows<3>;
+    return run(p, w, n, columns, next, memory);
+  }
   constexpr int64_t kStride = kChunkDepths * kDepth, kGroups = kStride / kCompactGroup;
   constexpr int64_t kBytes = kGroups * kCompactGroupBytes;
   const int64_t depths = p.k / kDepth, waiting = panel_sums(p.num_rows);
@@ -161,7 +245,7 @@ inline void compact_panels(const WideProblem& p, const CompactBranch& w, const W
                                : more || then_row < p.n ? chunk(then_row, then_depth + later - end)
                                                         : nullptr;
         for (int64_t d = from; d < to; d += kCompactDepths)
-          lanes.widen(d / kCompactDepths, rows + (d - from) * kDepth, kDepth, kStride, 0);
+          lanes.widen(d / kCompactDepths, rows + (d - from) * kDepth, kDepth, kStride);
         wide_chunk(p, panel, rows, from, to,
                    ahead ? WeightsAhead(ahead, w.row_bytes, kBytes, kWideRows, chunk_steps(p)) : WeightsAhead(),
                    memory + i / kWideRows * waiting);
