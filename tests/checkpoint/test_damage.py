@@ -145,8 +145,7 @@ def test_a_number_beyond_all_bounds(damaged, nano_folder):
     content = (nano_folder / LLM).read_bytes()
     first = re.search(rb'"data_offsets":\s*\[\d+,\s*(\d{5,})', content)
     (damaged / LLM).write_bytes(content[: first.start(1)] + b"9e999".ljust(len(first[1])) + content[first.end(1) :])
-    with pytest.raises(CheckpointError, match="header entry of .* is malformed"):
-        load(damaged, LLM)
+    refused(damaged, LLM, "the header entry of", "is malformed")
 
 
 def test_a_wrong_storage_key(damaged, nano_folder):
@@ -154,8 +153,7 @@ def test_a_wrong_storage_key(damaged, nano_folder):
     content = bytearray((nano_folder / VOCODER).read_bytes())
     content[content.index(b"X\x01\x00\x00\x000") + 5] = 0
     (damaged / VOCODER).write_bytes(content)
-    with pytest.raises(CheckpointError, match="cannot be read.*fetch it again"):
-        load(damaged, VOCODER)
+    refused(damaged, VOCODER, "cannot be read", "fetch it again")
 
 
 @pytest.mark.parametrize("back", range(1, 50, 4))

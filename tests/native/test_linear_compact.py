@@ -35,8 +35,8 @@ WIDE_SHAPES = [
     (96, 16, 1152, 0),  # second branch alone; half a block of columns
     (97, 75, 384, 49),  # 49 rows and 48: one more than have all their sums in tiles, and as many
     (290, 40, 2176, 260),  # a branch whose rows pass in two parts, and one of few rows
-    (150, 298, 4736, 149),  # one that does not stay in a cache: short chunks, of one thread two panels at a time
-    (140, 810, 4736, 140),  # six at a time, then two and a part of one
+    (150, 102, 4736, 149),  # one that does not stay in a cache: two panels at a time, short chunks
+    (140, 810, 4736, 140),  # of one thread six at a time, then two
 ]
 
 

@@ -90,18 +90,20 @@ struct CompactLanes {
 };
 
 // multiply(depth, tiles) for all depths of 32 rows of W, in order. While a group is widened the one before it is
-// multiplied, a depth for every eight rows. ahead(g): how many bytes on from group g is asked for.
-template <class Ahead, class Multiply>
-inline void walk_groups(CompactLanes& lanes, int64_t k, const Ahead& ahead, const Multiply& multiply) {
+// multiplied, a depth for every eight rows, and what comes kCompactAheadBytes on is asked for; past the first `until`
+// bytes of the lanes what comes `beyond` on, unless 0.
+template <class Multiply>
+inline void walk_groups(CompactLanes& lanes, int64_t k, int64_t until, int64_t beyond, const Multiply& multiply) {
   constexpr int64_t kShare = kCompactRows / kCompactDepths;
   alignas(64) bf16 tiles[2][kCompactDepths * kCompactDepthElements];
   const int64_t groups = k / kCompactGroup;
   for (int64_t g = 0; g <= groups; ++g) {
     bf16* widened = tiles[g % 2];
+    const int64_t ahead = g * kCompactGroupBytes + kCompactAheadBytes < until ? kCompactAheadBytes : beyond;
     for (int64_t d = 0; d < kCompactDepths; ++d) {
       if (g > 0) multiply((g - 1) * kCompactDepths + d, tiles[(g - 1) % 2] + d * kCompactDepthElements);
       order_tiles();
-      if (g < groups) lanes.widen_rows(g, d * kShare, (d + 1) * kShare, widened, ahead(g));
+      if (g < groups) lanes.widen_rows(g, d * kShare, (d + 1) * kShare, widened, ahead);
       order_tiles();
     }
     if (g < groups) lanes.patch(g, widened, kCompactDepthElements, kDepth);
@@ -113,13 +115,10 @@ inline void walk_groups(CompactLanes& lanes, int64_t k, const Ahead& ahead, cons
 inline void compact_block_pair(CompactLanes& lanes, int64_t k, int64_t run, int64_t row, const uint32_t* pairs,
                                int64_t num_rows, float (*sums)[256]) {
   const int64_t x_stride = 4 * num_rows, row_bytes = compact_row_bytes(k);
-  const auto ahead = [&](int64_t g) {
-    const bool within = row * row_bytes + g * kCompactGroupBytes + kCompactAheadBytes < run * row_bytes;
-    return kCompactAheadBytes + (within ? 0 : (kCompactRows - 1) * run * row_bytes);
-  };
+  const int64_t beyond = kCompactAheadBytes + (kCompactRows - 1) * run * row_bytes;
   _tile_zero(0);
   _tile_zero(1);
-  walk_groups(lanes, k, ahead, [&](int64_t depth, const bf16* w) {
+  walk_groups(lanes, k, (run - row) * row_bytes, beyond, [&](int64_t depth, const bf16* w) {
     _tile_loadd(6, pairs + depth * kTileK / 2 * num_rows, x_stride);
     _tile_loadd(4, w, kTileBytes);
     _tile_dpbf16ps(0, 4, 6);
@@ -191,20 +190,22 @@ template <int kBlocks>
 inline void few_rows(const WideProblem& p, const CompactBranch& w, int64_t n, int64_t columns, int64_t next,
                      float* sums) {
   CompactLanes lanes(w, n, 1, p.n - 1);
-  const auto ahead = [&](int64_t g) {
-    const bool within = g * kCompactGroupBytes + kCompactAheadBytes < w.row_bytes;
-    return within ? kCompactAheadBytes : next < p.n ? kCompactAheadBytes + (next - n - 1) * w.row_bytes : 0;
-  };
-  zero_sums<2>();
-  _tile_zero(4);
-  _tile_zero(5);
-  walk_groups(lanes, p.k, ahead, [&](int64_t depth, const bf16* tiles) {
+  const int64_t beyond = next < p.n ? kCompactAheadBytes + (next - n - 1) * w.row_bytes : 0;
+  constexpr int kPaired = kBlocks > 1 ? 2 : 1;
+  zero_sums<kPaired>();
+  if constexpr (kBlocks > 2) {
+    _tile_zero(4);
+    _tile_zero(5);
+  }
+  walk_groups(lanes, p.k, w.row_bytes, beyond, [&](int64_t depth, const bf16* tiles) {
     multiply_few<kBlocks>(tiles, p.x + depth * kTileElements, kTileRows * p.k);
   });
   constexpr int64_t kBlockSums = kPairSums / 2;
-  store_sums<2>(sums, kBlockSums / 2, kBlockSums);
-  _tile_stored(4, sums + 2 * kBlockSums, 64);
-  _tile_stored(5, sums + 2 * kBlockSums + kBlockSums / 2, 64);
+  store_sums<kPaired>(sums, kBlockSums / 2, kBlockSums);
+  if constexpr (kBlocks > 2) {
+    _tile_stored(4, sums + 2 * kBlockSums, 64);
+    _tile_stored(5, sums + 2 * kBlockSums + kBlockSums / 2, 64);
+  }
   order_tiles();
   for (int64_t b = 0; b < kBlocks; ++b) store_results(p, b, n, columns, sums + b * kBlockSums);
 }

@@ -4,8 +4,8 @@
 // so narrow that a panel's stays in the first-level cache while all rows of x pass by; sums wait in memory for the next
 // one. Tiles of x come from the second-level cache in time by themselves: asking for them takes more slots than they
 // are worth. W comes from memory and is asked for two chunks ahead, between the products. Where x does not stay in the
-// second-level cache, a wider chunk of it does, for up to six panels. Every output is the same sum in the same order as in
-// linear_amx.h, so a row has the same result in a prompt and in a decode step; one below 2^-126 is zero.
+// second-level cache, a wider chunk of it does, for two to six panels. Every output is the same sum in the same order as
+// in linear_amx.h, so a row has the same result in a prompt and in a decode step; one below 2^-126 is zero.
 #pragma once
 
 #include "activation_table.h"
@@ -21,7 +21,7 @@ constexpr int64_t kWideRows = 2 * kTileRows;          // of W that meet a pair o
 constexpr int64_t kCachedElements = 5 << 17;          // of x that stay in the second-level cache beside a panel of W
 constexpr int64_t kChunkDepths = 8, kAheadDepths = 2 * kChunkDepths;  // tiles along k
 constexpr int64_t kCachedDepths = 64, kPanels = 6;    // of x where not all of it stays, and for how many panels at most
-constexpr int64_t kLeastWalks = 4;                    // of a thread
+constexpr int64_t kLeastPanels = 2, kLeastWalks = 4;  // but so few that threads have this many walks, if they can
 constexpr int64_t kPairSums = 4 * 256;                // [blocks of x][blocks of W][16 rows of W][16 rows of x]
 
 inline int64_t wide_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -123,7 +123,7 @@ struct WideWalk {
 
 inline WideWalk wide_walk(int64_t num_rows, int64_t n, int64_t k, int count) {
   if (num_rows * k <= kCachedElements) return {1, k / kDepth};
-  return {max64(1, min64(kPanels, n / kWideRows / (kLeastWalks * count))), kCachedDepths};
+  return {max64(kLeastPanels, min64(kPanels, n / kWideRows / (kLeastWalks * count))), kCachedDepths};
 }
 
 // Sums of a panel, if they wait for the next chunk.
