@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from antiphon.checkpoint.presets import half_billion, one_billion
+from antiphon.checkpoint.quantized import matrix_reader
+from antiphon.checkpoint.safetensors_files import SINGLE, read_file
+from antiphon.checkpoint.safetensors_writer import Specs, write_tensors
 from antiphon.config import LlmConfig
 from antiphon.execution.kv_cache import PAGE_SIZE, allocate, sizes_for
 from antiphon.models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
@@ -35,8 +40,8 @@ COLUMNS = ("scheme", "batch", "bandwidth_gbs", "step_ms", "spread_ms", "read_gb"
 
 
 def synthetic_weights(c: LlmConfig, scheme: str) -> dict[str, torch.Tensor]:
-    """Packed weights of the model's shapes, where loading puts them: those of bfloat16 in large pages, integers in small ones as
-    of a mapped file. Values repeat one block of noise, which changes no time."""
+    """Packed weights of the model's shapes, where loading puts them: those of bfloat16 in large pages, integers in a mapped file.
+    Values repeat one block of noise, which changes no time."""
     memory = WeightsMemory()
     noise = torch.randn(1 << 20).to(torch.bfloat16)
     h, i, v = c.hidden_size, c.intermediate_size, c.vocab_size
@@ -66,7 +71,17 @@ def synthetic_weights(c: LlmConfig, scheme: str) -> dict[str, torch.Tensor]:
     put("embed", v, h)
     put("lm_head", v, h)
     put("audio_head", v, h)
-    return weights
+    return as_loaded(weights) if scheme in ("int8", "int4") else weights
+
+
+def as_loaded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors as loading finds them in a file that has just been written."""
+    specs: Specs = {name: (tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SINGLE
+        write_tensors(path, specs, weights.items())
+        read = matrix_reader(path)
+        return {name: read(stored) for name, stored in read_file(path).items()}
 
 
 def step_layout(batch: int, context: int) -> StepLayout:

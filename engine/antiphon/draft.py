@@ -13,6 +13,7 @@ import torch
 
 from antiphon_kernels import native
 from antiphon_kernels.linear_weight import dequantize_weight
+from antiphon_kernels.weights_memory import WeightsMemory
 
 from . import checkpoint
 from .checkpoint import quantized
@@ -70,10 +71,13 @@ def quantized_matrices(config: ModelConfig, model: DualQwen, scheme: str) -> Ite
     layers, heads = SCHEMES[scheme]
     plan = QuantizationConfig(layers, heads, None, {})
     quantized.packed_specs(config.llm, plan)  # refuses what does not fit
+    memory = WeightsMemory()
     for name in model.weights:
         stored = quantized.scheme_of(name, plan)
-        if stored is not None:
-            yield from quantize_tensor(name, quantized.pad_inner(name, _plain(model, name)), stored)
+        if stored is None:
+            continue
+        for kind, tensor in quantize_tensor(name, quantized.pad_inner(name, _plain(model, name)), stored):
+            yield kind, memory.empty(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 def _plain(model: DualQwen, name: str) -> torch.Tensor:

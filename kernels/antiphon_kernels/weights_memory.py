@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+from pathlib import Path
 
 import torch
 
@@ -49,6 +50,14 @@ def empty_apart(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     if size < APART_BYTES or device is not None and device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     return _new_block(size)[:size].view(dtype).view(shape)
+
+
+def has_large_pages() -> bool:
+    """Whether this system gives memory large pages."""
+    try:
+        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _new_block(size: int) -> torch.Tensor:

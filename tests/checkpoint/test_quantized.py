@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from antiphon import checkpoint
+from antiphon.checkpoint.mapped_file import MappedFile
 from antiphon.checkpoint.quantize import quantize_checkpoint
 from antiphon.checkpoint.quantized import packed_specs, pad_inner, scheme_of
 from antiphon.checkpoint.safetensors_files import read_file
@@ -18,6 +19,7 @@ from antiphon.config import QuantizationConfig
 from antiphon.errors import CheckpointError, ConfigError
 from antiphon.inspect import model_card
 from antiphon_kernels.linear_weight import dequantize_weight, quantize_weight
+from antiphon_kernels.weights_memory import WeightsMemory
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,26 @@ def test_changed_byte(copy, monkeypatch):
         load(copy)
     monkeypatch.setenv("ANTIPHON_CHECKSUMS", "0")
     assert load(copy)["trunk.0.down"].dtype == torch.int8
+
+
+def test_changed_byte_behind_the_first_piece(copy, monkeypatch):
+    monkeypatch.setattr("antiphon.checkpoint.quantized.CHECKED_BYTES", 1 << 16)
+    assert load(copy)["trunk.0.down"].dtype == torch.int8
+    test_changed_byte(copy, monkeypatch)
+
+
+@pytest.mark.parametrize(("large_file_pages", "own"), [(True, False), (False, True)])
+def test_matrices_are_copied_where_only_memory_has_large_pages(converted, monkeypatch, large_file_pages, own):
+    """The same values either way; embedding and norms stay in the file."""
+    expected, taken = load(converted("int4")), []
+    monkeypatch.setattr("antiphon.checkpoint.quantized.has_large_pages", lambda: True)
+    monkeypatch.setattr(MappedFile, "in_large_pages", lambda file: large_file_pages)
+    monkeypatch.setattr(
+        WeightsMemory, "empty", lambda memory, shape, dtype: taken.append(shape) or torch.empty(shape, dtype=dtype)
+    )
+    found = load(converted("int4"))
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items()) and len(found) == len(expected)
+    assert len(taken) == (36 if own else 0)  # 18 matrices and their scales
 
 
 def test_cut_short(copy):

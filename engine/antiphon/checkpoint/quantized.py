@@ -5,28 +5,36 @@
 filled up with zeros to a multiple of 128, which changes nothing: silu(0) * 0 meets columns of zeros. Everything else is
 bfloat16: norms, biases, adaptor and the embedding, of which a step reads a few rows only.
 
-A tensor that needs no change of dtype or device stays in its mapping of the file: no second copy is made.
+A tensor that needs no change of dtype or device stays in its mapping of the file: no second copy is made. Only where the file's
+pages are small and the system has large ones for memory are the matrices read into such, in place of being mapped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+
+from antiphon_kernels.weights_memory import WeightsMemory, has_large_pages
 
 from ..config import LlmConfig, ModelConfig, QuantizationConfig
 from ..environment import verify_checksums
 from ..errors import CheckpointError, ConfigError
 from . import expected
+from .mapped_file import MappedFile, map_file
 from .packing import Named, Packer, pack_llm
 from .safetensors_files import SINGLE, read_file
 from .safetensors_writer import ALIGNMENT, Specs
 from .stored import StoredTensor, listing
 
+logger = logging.getLogger(__name__)
+
 GROUP = 128
+CHECKED_BYTES = 64 << 20
 MATRICES = ("qkv_weight", "o_weight", "gate_up", "down")
 HEADS = ("lm_head", "audio_head")
 AGAIN = "convert the official checkpoint again with `antiphon quantize`"
@@ -108,23 +116,46 @@ def stream_quantized(config: ModelConfig, dtype: torch.dtype, device: torch.devi
     stored = stored_llm(config)
     if device.type != "meta" and verify_checksums():
         check_files(config.path, config.quantization)
+    read = matrix_reader(config.path / SINGLE) if device.type == "cpu" else StoredTensor.read
     for name, tensor in stored.items():
         plain = scheme_of(name.removesuffix(".scale"), config.quantization) is None
         kind = dtype if plain else tensor.dtype
         if device.type == "meta":
             yield name, torch.empty(tensor.shape, dtype=kind, device="meta")
+        elif is_matrix(name) and kind == tensor.dtype:
+            yield name, read(tensor).to(device)
         else:
             yield name, tensor.read().to(device, kind)
 
 
+def is_matrix(name: str) -> bool:
+    """Whether every step reads the packed tensor from end to end: a matrix of layers or heads, or its scale."""
+    return name.removesuffix(".scale").rpartition(".")[2] in MATRICES + HEADS
+
+
+def matrix_reader(path: Path) -> Callable[[StoredTensor], torch.Tensor]:
+    """How a matrix comes into the memory from which a CPU multiplies it: mapped, or copied to where its pages are large."""
+    file = MappedFile(path)
+    if not has_large_pages() or file.in_large_pages():
+        return file.tensor
+    logger.info("%s: its pages are small, matrices are copied into large ones", path)
+    memory = WeightsMemory()
+    return lambda tensor: memory.empty(tensor.shape, tensor.dtype).copy_(tensor.read())
+
+
 def check_files(folder: Path, quantization: QuantizationConfig) -> None:
-    """Compare every weight file with its recorded SHA-256; CheckpointError names the first that differs."""
+    """Compare every weight file with its recorded SHA-256; CheckpointError names the first that differs.
+
+    Read as it will be used, mapped: the first reading decides in which pages the system keeps a file.
+    """
     for name, recorded in quantization.sha256.items():
         path = folder / name
         digest = hashlib.sha256()
+        size = path.stat().st_size
         with open(path, "rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
+            for begin in range(0, size, CHECKED_BYTES):
+                with map_file(file.fileno(), min(CHECKED_BYTES, size - begin), begin) as piece:
+                    digest.update(piece)
         if digest.hexdigest() != recorded:
             raise CheckpointError(
                 f"{path} does not match its checksum in {folder / 'config.json'}: the file was damaged or changed; {AGAIN}"

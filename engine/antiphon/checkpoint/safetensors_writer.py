@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from antiphon_kernels.weights_memory import PAGE_BYTES
+
 from .expected import Shapes
 from .safetensors_files import DTYPES, INDEX, SINGLE
 
@@ -36,10 +38,25 @@ def write_tensors(path: Path, specs: Specs, tensors: Iterable[tuple[str, torch.T
     """
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for data in _content(specs, tensors):
-            file.write(data)
-            digest.update(data)
+        for block in _blocks(_content(specs, tensors)):
+            file.write(block)
+            digest.update(block)
     return digest.hexdigest()
+
+
+def _blocks(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The same bytes, a large page at a time: the system caches a file in the pieces in which it was written."""
+    block, filled = memoryview(bytearray(PAGE_BYTES)), 0
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            part = rest[: PAGE_BYTES - filled]
+            block[filled : filled + len(part)] = part
+            rest, filled = rest[len(part) :], filled + len(part)
+            if filled == PAGE_BYTES:
+                yield block
+                filled = 0
+    yield block[:filled]
 
 
 def _content(specs: Specs, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[bytes | memoryview]:
