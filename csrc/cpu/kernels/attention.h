@@ -99,6 +99,52 @@ inline void start_lanes(const Problem& p, int64_t row, int64_t rows, Lanes& lane
   }
 }
 
+// A block of packed keys, the first of them `first`, of which one or two groups see `n`; none: no block.
+template <class Stored>
+struct Meeting {
+  const Stored* keys = nullptr;
+  int64_t group = 0, groups = 0, first = 0, n = 0;
+};
+
+// Every block that groups [0, groups) see, in order, blocks of `stride` elements: each of the groups' pairs meets it.
+template <class Block>
+class Meetings {
+ public:
+  using Stored = typename Block::Stored;
+  Meetings(Block& block, const Stored* keys, int64_t stride, int64_t groups)
+      : block_(block), keys_(keys), stride_(stride), groups_(groups) {
+    for (int64_t g = 0; g < groups; ++g) last_ = max64(last_, block.lanes(g).last_end);
+  }
+  Meeting<Stored> next() {
+    for (; first_ < last_; first_ += kKeyBlock, keys_ += stride_, group_ = 0)
+      while (group_ < groups_) {
+        const int64_t group = group_, groups = min64(2, groups_ - group);
+        group_ += 2;
+        int64_t last = 0;
+        for (int64_t g = 0; g < groups; ++g) last = max64(last, block_.lanes(group + g).last_end);
+        if (last > first_)
+          return {keys_, group, groups, first_, round_up(min64(kKeyBlock, last - first_), kKeyStep)};
+      }
+    return {};
+  }
+
+ private:
+  Block& block_;
+  const Stored* keys_;
+  int64_t stride_, groups_, last_ = 0, first_ = 0, group_ = 0;
+};
+
+// Scores of a meeting, [group][kKeyBlock][VF], become weights: put(g, j, w_j, w_j+1).
+template <class T, class Block, class Put>
+inline void weigh(Block& block, const Meeting<typename Block::Stored>& m, float* scores, float factor, const Put& put) {
+  for (int64_t g = 0; g < m.groups; ++g, scores += kKeyBlock * VF) {
+    Lanes& lanes = block.lanes(m.group + g);
+    const auto of_group = [&](int64_t j, vf a, vf b) { put(g, j, a, b); };
+    lanes.first_end < m.first + m.n ? soften<T, true>(lanes, scores, m.first, m.n, factor, of_group)
+                                    : soften<T, false>(lanes, scores, m.first, m.n, factor, of_group);
+  }
+}
+
 }  // namespace antiphon::ANTIPHON_ISA
 
 #include "attention_vector.h"
@@ -123,39 +169,18 @@ struct BlockOf<float> {
 };
 #endif
 
-// One block of packed keys, the first of them `first`, against one or two groups.
-template <int kGroups, class Block>
-inline void attend_block(Block& block, const typename Block::Stored* keys, int64_t group, int64_t first, float factor) {
-  int64_t last = 0;
-  for (int g = 0; g < kGroups; ++g) last = max64(last, block.lanes(group + g).last_end);
-  if (last <= first) return;
-  const int64_t n = round_up(min64(kKeyBlock, last - first), kKeyStep);
-  block.template score<kGroups>(keys, group, n);
-  for (int g = 0; g < kGroups; ++g) {
-    const bool masked = block.lanes(group + g).first_end < first + n;
-    masked ? block.template weigh<true>(group + g, g, first, n, factor)
-           : block.template weigh<false>(group + g, g, first, n, factor);
-  }
-  block.template mix<kGroups>(keys, group, n);
-}
-
 // Rows [begin, end) of a problem, at most kUnitRows, against its packed keys, blocks of `stride` elements.
 template <class Problem, class Stored>
 inline void attend(const Problem& p, const Stored* keys, int64_t stride, int64_t begin, int64_t end) {
   using T = typename Problem::Element;
   const int64_t groups = (end - begin + VF - 1) / VF;
   typename BlockOf<T>::type block(p.head_dim, groups);
-  int64_t last = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t row = begin + g * VF, rows = min64(VF, end - row);
     block.load_queries(p, row, rows, g);
     start_lanes(p, row, rows, block.lanes(g));
-    last = max64(last, block.lanes(g).last_end);
   }
-  const float factor = weight_factor(p.scale);
-  for (int64_t first = 0; first < last; first += kKeyBlock, keys += stride)
-    for (int64_t g = 0; g < groups; g += 2)
-      g + 1 < groups ? attend_block<2>(block, keys, g, first, factor) : attend_block<1>(block, keys, g, first, factor);
+  block.meet(Meetings(block, keys, stride, groups), weight_factor(p.scale));
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t row = begin + g * VF;
     block.store_rows(p, row, min64(VF, end - row), g);

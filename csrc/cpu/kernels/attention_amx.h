@@ -8,34 +8,13 @@
 // behind the other, and which of them are multiplied: Whole is bfloat16 itself, Split (attention_split_amx.h) float32.
 #pragma once
 
-#include "tiles.h"
+#include "tile_products.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
-// Rows in tiles 4 and 5, columns in 6 and 7, of one or two each; those of the second are `step` elements on.
-template <int kRows>
-inline void load_rows(const bf16* rows, int64_t step) {
-  _tile_loadd(4, rows, 64);
-  if constexpr (kRows == 2) _tile_loadd(5, rows + step, 64);
-}
-template <int kColumns>
-inline void load_columns(const bf16* columns, int64_t step) {
-  _tile_loadd(6, columns, 64);
-  if constexpr (kColumns == 2) _tile_loadd(7, columns + step, 64);
-}
-
-// Tiles 0 to 3 += rows times columns, as load_sums says which is whose.
-template <int kRows, int kColumns>
-inline void multiply_tiles() {
-  _tile_dpbf16ps(0, 4, 6);
-  if constexpr (kRows == 2) _tile_dpbf16ps(1, 5, 6);
-  if constexpr (kColumns == 2) _tile_dpbf16ps(2, 4, 7);
-  if constexpr (kColumns == 2 && kRows == 2) _tile_dpbf16ps(3, 5, 7);
-}
-
 struct Whole {
   using Element = bf16;
-  static constexpr int64_t kPieces = 1;
+  static constexpr int64_t kPieces = 1, kTile = 512;  // bfloat16 of a tile
 
   // 32 dims of a row of which `left` are left.
   static void key(const bf16* row, int64_t left, __m512i* words) {
@@ -52,15 +31,16 @@ struct Whole {
   // Weights of two keys, side by side.
   static void weights(vf a, vf b, __m512i* words) { *words = interleave(round_pair(a, b)); }
 
+  // Of a depth, and of one with `left` dims.
+  static constexpr int64_t kProducts = 1;
+  static constexpr int64_t products(int64_t) { return kProducts; }
+
+  // One of a depth's `products`.
   template <int kRows, int kColumns>
-  static void multiply(const bf16* rows, int64_t row_step, const bf16* columns, int64_t column_step) {
+  static void product(int64_t, int64_t, const bf16* rows, int64_t row_step, const bf16* columns, int64_t column_step) {
     load_rows<kRows>(rows, row_step);
     load_columns<kColumns>(columns, column_step);
     multiply_tiles<kRows, kColumns>();
-  }
-  template <int kRows, int kColumns>
-  static void multiply_last(int64_t, const bf16* rows, int64_t row_step, const bf16* columns, int64_t column_step) {
-    multiply<kRows, kColumns>(rows, row_step, columns, column_step);
   }
 
  private:
@@ -78,7 +58,7 @@ class TileBlock {
   static constexpr int64_t kPieces = Form::kPieces;
 
   TileBlock(int64_t head_dim, int64_t groups) : dim_(head_dim), depths_(depths(head_dim)), dims_(dims(head_dim)) {
-    const int64_t queries = groups * depths_ * kForm, state = groups * dims_ * kSums, scores = 2 * kKeyBlock * 16;
+    const int64_t queries = groups * depths_ * kForm, state = groups * dims_ * kSums, scores = kTurns * kScores;
     sums_ = static_cast<float*>(
         scratch((state + scores) * 4 + (queries + scores * kPieces) * 2 + groups * sizeof(Lanes)));
     scores_ = sums_ + state;
@@ -123,44 +103,9 @@ class TileBlock {
       });
   }
 
-  template <int kGroups>
-  void score(const bf16* keys, int64_t group, int64_t n) {
-    const int64_t step = depths_ * kForm, last = depths_ - 1;
-    for (int64_t j = 0; j < n; j += 32) {
-      const bf16* key = keys + j / 16 * step;
-      const bf16* query = queries_ + group * step;
-      zero_sums<kGroups>();
-      for (int64_t depth = 0; depth < last; ++depth, key += kForm, query += kForm) {
-        fetch<2>(key + (kNear ? kForm : 2 * step), step);
-        Form::template multiply<2, kGroups>(key, step, query, step);
-      }
-      fetch<2>(key + (kNear ? kForm + step : 2 * step), step);
-      Form::template multiply_last<2, kGroups>(dim_ - 32 * last, key, step, query, step);
-      store_sums<kGroups>(scores_ + j * 16, kSums, kKeyBlock * 16);
-    }
-  }
-
-  // [32 keys][piece][16 pairs of keys][16 rows][2]
-  template <bool kMasked>
-  void weigh(int64_t group, int64_t which, int64_t first, int64_t n, float factor) {
-    float* scores = scores_ + which * kKeyBlock * 16;
-    bf16* to = weights_ + which * kWeights;
-    soften<typename Form::Element, kMasked>(lanes_[group], scores, first, n, factor, [&](int64_t j, vf a, vf b) {
-      __m512i words[kPieces];
-      Form::weights(a, b, words);
-      for (int64_t i = 0; i < kPieces; ++i) _mm512_store_si512(to + j / 32 * kForm + i * kTile + j % 32 * 16, words[i]);
-    });
-  }
-
-  template <int kGroups>
-  void mix(const bf16* block, int64_t group, int64_t n) {
-    for (int g = 0; g < kGroups; ++g) {
-      const vf decay = load(lanes_[group + g].decay);
-      float* sums = sums_ + (group + g) * dims_ * kSums;
-      for (int64_t i = 0; i < dims_ * kSums; i += 16) store(sums + i, mul(load(sums + i), decay));
-    }
-    for (int64_t dim = 0; dim < dims_; dim += 2)
-      dim + 1 < dims_ ? mix_dims<2, kGroups>(block, group, dim, n) : mix_dims<1, kGroups>(block, group, dim, n);
+  void meet(Meetings<TileBlock> meetings, float factor) {
+    if constexpr (kTurns == 2) side_by_side(meetings, factor);
+    else in_turn(meetings, factor);
   }
 
   template <class Problem>
@@ -177,10 +122,12 @@ class TileBlock {
   }
 
  private:
-  static constexpr int64_t kTile = 512;                          // bfloat16 of a tile
+  static constexpr int64_t kTile = Form::kTile;                  // bfloat16 of a tile
   static constexpr int64_t kForm = kPieces * kTile;              // of all pieces of one
   static constexpr int64_t kSums = 256;                          // float32 of a tile
+  static constexpr int64_t kScores = 2 * kKeyBlock * 16;         // of a meeting
   static constexpr int64_t kWeights = kKeyBlock * 16 * kPieces;  // of a group
+  static constexpr int64_t kTurns = Form::kProducts > 1 ? 2 : 1;
 
   // How far ahead tiles are fetched: one depth or 32 keys if that takes long enough, else the same depth of the next 32
   // keys, or the 32 after those. What is fetched too early pushes others out of the first-level cache.
@@ -206,24 +153,85 @@ class TileBlock {
     }
   }
 
-  template <int kRows>
-  static void fetch(const bf16* rows, int64_t step) {
-    for (int64_t row = 0; row < kRows; ++row)
-      for (int64_t piece = 0; piece < kPieces; ++piece) fetch_tile(rows + row * step + piece * kTile);
+  void in_turn(Meetings<TileBlock>& meetings, float factor) {
+    for (auto m = meetings.next(); m.n > 0; m = meetings.next()) {
+      Products(Work{*this, {}, m, 0}).finish();
+      weigh<typename Form::Element>(*this, m, scores(0), factor,
+                                    [&](int64_t g, int64_t j, vf a, vf b) { put(weights(0), g, j, a, b); });
+      decay(m);
+      Products(Work{*this, m, {}, 0}).finish();
+    }
   }
 
-  // One or two tiles of dims.
-  template <int kRows, int kGroups>
-  void mix_dims(const bf16* block, int64_t group, int64_t dim, int64_t n) {
-    float* sums = sums_ + (group * dims_ + dim) * kSums;
-    const bf16* value = values_of(block, depths_) + dim * kForm;
-    load_sums<kGroups, kRows>(sums, kSums, dims_ * kSums);
-    for (int64_t j = 0; j < n; j += 32, value += dims_ * kForm) {
-      fetch<kRows>(value + (kNear ? 1 : 2) * dims_ * kForm, kForm);
-      Form::template multiply<kRows, kGroups>(value, kForm, weights_ + j / 32 * kForm, kWeights);
+  // While scores of a meeting become weights, tiles take the values of the one before and the scores of the next. Where
+  // a depth takes one product alone, this gains nothing and twice the scores need more of the first-level cache.
+  void side_by_side(Meetings<TileBlock>& meetings, float factor) {
+    Meeting<Stored> before, m = meetings.next();
+    Products(Work{*this, {}, m, 0}).finish();
+    int64_t turn = 0;
+    for (Meeting<Stored> after; m.n > 0; turn = 1 - turn, before = m, m = after) {
+      after = meetings.next();
+      decay(before);
+      Products beside(Work{*this, before, after, 1 - turn}, m.groups * m.n / 2);
+      weigh<typename Form::Element>(*this, m, scores(turn), factor, [&](int64_t g, int64_t j, vf a, vf b) {
+        put(weights(turn), g, j, a, b);
+        beside.some();
+      });
+      beside.finish();
     }
-    store_sums<kGroups, kRows>(sums, kSums, dims_ * kSums);
+    decay(before);
+    Products(Work{*this, before, {}, 1 - turn}).finish();
   }
+
+  void put(bf16* weights, int64_t g, int64_t j, vf a, vf b) {
+    __m512i words[kPieces];
+    Form::weights(a, b, words);
+    bf16* to = weights + g * kWeights + j / 32 * kForm + j % 32 * 16;
+    for (int64_t i = 0; i < kPieces; ++i) _mm512_store_si512(to + i * kTile, words[i]);
+  }
+
+  float* scores(int64_t turn) const { return scores_ + turn * kScores; }
+  // [32 keys][piece][16 pairs of keys][16 rows][2]
+  bf16* weights(int64_t turn) const { return weights_ + turn * kScores * kPieces; }
+
+  void decay(const Meeting<Stored>& m) {
+    for (int64_t g = m.group; g < m.group + m.groups; ++g) {
+      const vf decay = load(lanes_[g].decay);
+      float* sums = sums_ + g * dims_ * kSums;
+      for (int64_t i = 0; i < dims_ * kSums; i += 16) store(sums + i, mul(load(sums + i), decay));
+    }
+  }
+
+  // The products of weights and values of one meeting, then of keys and queries of another; both have the same turn.
+  struct Work {
+    const TileBlock& block;
+    Meeting<Stored> mixed, scored;
+    int64_t turn, dim = 0, key = 0;
+
+    int64_t products() const {
+      const int64_t depths = block.depths_ - 1;
+      const int64_t of_keys = depths * Form::kProducts + Form::products(block.dim_ - 32 * depths);
+      return mixed.n / 32 * ((block.dims_ + 1) / 2) * Form::kProducts + scored.n / 32 * of_keys;
+    }
+    bool operator()(TileSum& sum) {
+      if (mixed.n > 0 && dim < block.dims_) return mix(sum), dim += 2, true;
+      if (key < scored.n) return score(sum), key += 32, true;
+      return false;
+    }
+    void mix(TileSum& sum) const {
+      const int64_t step = block.dims_ * kForm, ahead = kNear ? step : 2 * step;
+      sum = {values_of(mixed.keys, block.depths_) + dim * kForm, block.weights(turn), min64(2, block.dims_ - dim),
+             mixed.groups, kForm, kWeights, step, kForm, mixed.n / 32, 32, ahead, ahead,
+             block.sums_ + (mixed.group * block.dims_ + dim) * kSums, kSums, block.dims_ * kSums, true};
+    }
+    void score(TileSum& sum) const {
+      const int64_t step = block.depths_ * kForm, last = block.dim_ - 32 * (block.depths_ - 1);
+      sum = {scored.keys + key / 16 * step, block.queries_ + scored.group * step, 2, scored.groups, step, step, kForm,
+             kForm, block.depths_, last, kNear ? kForm : 2 * step, kNear ? kForm + step : 2 * step,
+             block.scores(turn) + key * 16, kSums, kKeyBlock * 16, false};
+    }
+  };
+  using Products = TileProducts<Form, Work>;
 
   int64_t dim_, depths_, dims_;
   float *sums_, *scores_;

@@ -22,7 +22,7 @@ namespace antiphon::ANTIPHON_ISA {
 
 struct Split {
   using Element = float;
-  static constexpr int64_t kPieces = 3;
+  static constexpr int64_t kPieces = 3, kTile = Whole::kTile;
 
   // Dims i and i + 16 meet in a word. A last depth of up to 16 has a and a, b and a, c and b there instead.
   static void key(const float* row, int64_t left, __m512i* words) {
@@ -54,38 +54,45 @@ struct Split {
   }
 
   // Neighbours in this order share their rows or their columns, which saves a third of the loads.
+  static constexpr int64_t kProducts = 6, kFewProducts = 3;
+  static int64_t products(int64_t left) { return left > 16 ? kProducts : kFewProducts; }
   template <int kRows, int kColumns>
-  static void multiply(const bf16* rows, int64_t row_step, const bf16* columns, int64_t column_step) {
-    load_rows<kRows>(rows + 2 * kTile, row_step);
-    load_columns<kColumns>(columns, column_step);
-    multiply_tiles<kRows, kColumns>();  // c a'
-    load_rows<kRows>(rows + kTile, row_step);
-    multiply_tiles<kRows, kColumns>();  // b a'
-    load_columns<kColumns>(columns + kTile, column_step);
-    multiply_tiles<kRows, kColumns>();  // b b'
-    load_rows<kRows>(rows, row_step);
-    multiply_tiles<kRows, kColumns>();  // a b'
-    load_columns<kColumns>(columns + 2 * kTile, column_step);
-    multiply_tiles<kRows, kColumns>();  // a c'
-    load_columns<kColumns>(columns, column_step);
-    multiply_tiles<kRows, kColumns>();  // a a'
+  static void product(int64_t which, int64_t products, const bf16* rows, int64_t row_step, const bf16* columns,
+                      int64_t column_step) {
+    if (products == kFewProducts)
+      return few_product<kRows, kColumns>(which, rows, row_step, columns, column_step);
+    switch (which) {
+      case 0:  // c a'
+        load_rows<kRows>(rows + 2 * kTile, row_step);
+        load_columns<kColumns>(columns, column_step);
+        break;
+      case 1:  // b a'
+        load_rows<kRows>(rows + kTile, row_step);
+        break;
+      case 2:  // b b'
+        load_columns<kColumns>(columns + kTile, column_step);
+        break;
+      case 3:  // a b'
+        load_rows<kRows>(rows, row_step);
+        break;
+      case 4:  // a c'
+        load_columns<kColumns>(columns + 2 * kTile, column_step);
+        break;
+      default:  // a a'
+        load_columns<kColumns>(columns, column_step);
+    }
+    multiply_tiles<kRows, kColumns>();
   }
+ private:
   template <int kRows, int kColumns>
-  static void multiply_last(int64_t left, const bf16* rows, int64_t row_step, const bf16* columns,
-                            int64_t column_step) {
-    if (left > 16) return multiply<kRows, kColumns>(rows, row_step, columns, column_step);
-    load_rows<kRows>(rows + 2 * kTile, row_step);
-    load_columns<kColumns>(columns + kTile, column_step);
-    multiply_tiles<kRows, kColumns>();  // c a' + b b'
-    load_rows<kRows>(rows + kTile, row_step);
-    multiply_tiles<kRows, kColumns>();  // b a' + a b'
-    load_rows<kRows>(rows, row_step);
-    load_columns<kColumns>(columns, column_step);
-    multiply_tiles<kRows, kColumns>();  // a c' + a a'
+  static void few_product(int64_t which, const bf16* rows, int64_t row_step, const bf16* columns,
+                          int64_t column_step) {
+    load_rows<kRows>(rows + (2 - which) * kTile, row_step);
+    if (which == 0) load_columns<kColumns>(columns + kTile, column_step);  // c a' + b b', then b a' + a b'
+    if (which == 2) load_columns<kColumns>(columns, column_step);          // a c' + a a'
+    multiply_tiles<kRows, kColumns>();
   }
 
- private:
-  static constexpr int64_t kTile = 512;
   static constexpr float kSplit = 0x1p-103f;  // from here on the last of the 24 bits is no denormal
 
   struct Pieces {
@@ -103,7 +110,7 @@ struct Split {
   }
   // The upper halves of lanes, those of `low` first.
   static __m512i word(vf low, vf high) {
-    return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(low), 16), upper(_mm512_castps_si512(high)));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(_mm512_castps_si512(low), 16), _mm512_castps_si512(high));
   }
   static void pairs(vf low, vf high, __m512i* words, __mmask16 split_low = 0xffff, __mmask16 split_high = 0xffff) {
     const Pieces x = pieces(low, split_low), y = pieces(high, split_high);

@@ -53,6 +53,30 @@ class VectorBlock {
     }
   }
 
+  void meet(Meetings<VectorBlock> meetings, float factor) {
+    for (auto m = meetings.next(); m.n > 0; m = meetings.next()) {
+      m.groups == 2 ? score<2>(m.keys, m.group, m.n) : score<1>(m.keys, m.group, m.n);
+      weigh<T>(*this, m, scores_, factor, [&](int64_t g, int64_t j, vf a, vf b) {
+        store(scores_ + (g * kKeyBlock + j) * VF, through<T>(a));
+        store(scores_ + (g * kKeyBlock + j + 1) * VF, through<T>(b));
+      });
+      m.groups == 2 ? mix<2>(m.keys, m.group, m.n) : mix<1>(m.keys, m.group, m.n);
+    }
+  }
+
+  template <class Problem>
+  void store_rows(const Problem& p, int64_t row, int64_t rows, int64_t group) {
+    const float* from = sums_ + group * padded_ * VF;
+    const vf norm = div(set1(1.0f), load(lanes_[group].total));
+    for_vectors(dim_, [&](int64_t d, int64_t n) {
+      vf values[VF];
+      for (int64_t k = 0; k < VF; ++k) values[k] = k < n ? mul(load(from + (d + k) * VF), norm) : set1(0.0f);
+      transpose(values);
+      for (int64_t i = 0; i < rows; ++i) store_upto(p.output(row + i) + d, values[i], n);
+    });
+  }
+
+ private:
   // Scores of groups [group, group + kGroups) against the block's first n keys.
   template <int kGroups>
   void score(const float* keys, int64_t group, int64_t n) {
@@ -72,15 +96,6 @@ class VectorBlock {
       for (int k = 0; k < kKeys; ++k)
         for (int g = 0; g < kGroups; ++g) store(scores_ + (g * kKeyBlock + j + k) * VF, sums[k][g]);
     }
-  }
-
-  template <bool kMasked>
-  void weigh(int64_t group, int64_t which, int64_t first, int64_t n, float factor) {
-    float* scores = scores_ + which * kKeyBlock * VF;
-    soften<T, kMasked>(lanes_[group], scores, first, n, factor, [&](int64_t j, vf a, vf b) {
-      store(scores + j * VF, through<T>(a));
-      store(scores + (j + 1) * VF, through<T>(b));
-    });
   }
 
   // Adds weights times values of the block's first n keys to the sums, which decay first.
@@ -107,19 +122,6 @@ class VectorBlock {
     }
   }
 
-  template <class Problem>
-  void store_rows(const Problem& p, int64_t row, int64_t rows, int64_t group) {
-    const float* from = sums_ + group * padded_ * VF;
-    const vf norm = div(set1(1.0f), load(lanes_[group].total));
-    for_vectors(dim_, [&](int64_t d, int64_t n) {
-      vf values[VF];
-      for (int64_t k = 0; k < VF; ++k) values[k] = k < n ? mul(load(from + (d + k) * VF), norm) : set1(0.0f);
-      transpose(values);
-      for (int64_t i = 0; i < rows; ++i) store_upto(p.output(row + i) + d, values[i], n);
-    });
-  }
-
- private:
   int64_t dim_, padded_;
   float *queries_, *sums_, *scores_;
   Lanes* lanes_;
