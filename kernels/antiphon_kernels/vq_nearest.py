@@ -4,6 +4,7 @@
 
 x        [T, D] float32   rows to quantise
 codebook [K, D] float32
+norms    [K]    float32   |c[k]|^2, as squared_norms makes them once: they need as much memory as the codebook for a moment
 y        [T]    int64
 
 Distances are float32, summed in the order written above. Source: reference behaviour section 5.7.
@@ -20,9 +21,13 @@ ROWS_PER_BLOCK = 512
 """Rows whose distances to the whole codebook are in memory at once."""
 
 
-def reference(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def squared_norms(codebook: torch.Tensor) -> torch.Tensor:
+    """The ``norms`` of a codebook."""
+    return codebook.square().sum(dim=1)
+
+
+def reference(x: torch.Tensor, codebook: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     """Nearest codebook row of every row of ``x``, int64 [T]."""
-    norms = codebook.square().sum(dim=1)
     nearest = [
         (rows.square().sum(dim=1, keepdim=True) + norms - 2 * (rows @ codebook.T)).argmin(dim=1)
         for rows in x.split(ROWS_PER_BLOCK)
@@ -36,7 +41,7 @@ SPLIT = 1024
 
 @jit(varying=("num_rows", "num_codes"))
 def nearest_in_part_kernel(
-    x, codebook, values, indices, num_rows, num_codes, width: tl.constexpr, SPLIT: tl.constexpr, M: tl.constexpr,
+    x, codebook, norms, values, indices, num_rows, num_codes, width: tl.constexpr, SPLIT: tl.constexpr, M: tl.constexpr,
     N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """One program: M rows against SPLIT codes → the smallest distance and its lowest index."""
@@ -50,7 +55,7 @@ def nearest_in_part_kernel(
         codes = first + tl.arange(0, N)
         present = codes < num_codes
         product = tl.zeros((M, N), tl.float32)
-        square, norm = tl.zeros((M,), tl.float32), tl.zeros((N,), tl.float32)
+        square = tl.zeros((M,), tl.float32)
         for k in range(0, width, K):
             steps = k + tl.arange(0, K)
             inside = (steps < width)[None, :]
@@ -58,7 +63,7 @@ def nearest_in_part_kernel(
             c = tl.load(codebook + codes.to(tl.int64)[:, None] * width + steps[None, :], present[:, None] & inside, 0.0)
             product = tl.dot(a, tl.trans(c), product, input_precision="ieee")
             square += tl.sum(a * a, 1)
-            norm += tl.sum(c * c, 1)
+        norm = tl.load(norms + codes, present, 0.0)
         distance = (square[:, None] + norm[None, :]) - 2.0 * product
         distance = tl.where(present[None, :], distance, float("inf"))
         nearest = tl.min(distance, 1)
@@ -83,10 +88,10 @@ def nearest_kernel(values, indices, out, num_rows, num_parts, PARTS: tl.constexp
     tl.store(out + rows, index.to(tl.int64), rows < num_rows)
 
 
-def vq_nearest_triton(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def vq_nearest_triton(x: torch.Tensor, codebook: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     """Two launches: [T / 32, K / SPLIT] programs, then T / 32. The distance matrix never reaches memory."""
-    check(x.dtype == codebook.dtype == torch.float32, "x, codebook: float32")
-    x, codebook = x.contiguous(), codebook.contiguous()
+    check(x.dtype == codebook.dtype == norms.dtype == torch.float32, "x, codebook, norms: float32")
+    x, codebook, norms = x.contiguous(), codebook.contiguous(), norms.contiguous()
     num_rows, width = x.shape
     num_codes = codebook.shape[0]
     parts = cdiv(num_codes, SPLIT)
@@ -94,8 +99,8 @@ def vq_nearest_triton(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     indices = torch.empty(parts * num_rows, dtype=torch.int32, device=x.device)
     out = torch.empty(num_rows, dtype=torch.int64, device=x.device)
     launch(
-        nearest_in_part_kernel, (cdiv(num_rows, 32), parts), x, codebook, values, indices, num_rows, num_codes,
-        width=width, SPLIT=SPLIT, M=32, N=32, K=32,
+        nearest_in_part_kernel, (cdiv(num_rows, 32), parts), x, codebook, norms, values, indices, num_rows,
+        num_codes, width=width, SPLIT=SPLIT, M=32, N=32, K=32,
     )  # fmt: skip
     launch(
         nearest_kernel, (cdiv(num_rows, 32),), values, indices, out, num_rows, parts, num_warps=1,
@@ -104,11 +109,11 @@ def vq_nearest_triton(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _fake(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def _fake(x: torch.Tensor, codebook: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
 
 
-vq_nearest = Operator("vq_nearest", "(Tensor x, Tensor codebook) -> Tensor", reference=reference, fake=_fake)
-vq_nearest.backend("triton", devices=("cuda",), supports=lambda x, codebook: available and x.dtype == torch.float32)(
+vq_nearest = Operator("vq_nearest", "(Tensor x, Tensor codebook, Tensor norms) -> Tensor", reference=reference, fake=_fake)
+vq_nearest.backend("triton", devices=("cuda",), supports=lambda x, codebook, norms: available and x.dtype == torch.float32)(
     vq_nearest_triton
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from antiphon_kernels.vq_nearest import vq_nearest
+from antiphon_kernels.vq_nearest import squared_norms, vq_nearest
 
 from ..audio.mel import HOP, log_mel
 from ..audio.segments import num_tokens
@@ -55,6 +55,7 @@ class SpeechTokenizer:
         self.network = EncoderNetwork(weights, encoder, before, causal=True)
         self.pooled_layers = [EncoderLayer(weights, i, encoder.num_heads) for i in range(before, encoder.num_layers)]
         self.positions, self.codebook = self.network.positions, weights["codebook"]
+        self.norms = squared_norms(self.codebook)
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +89,7 @@ class SpeechTokenizer:
         lengths = [len(segment) for segment in segments]
         pooled = self.pooled(self.log_mels(segments, widths), lengths)
         counts = [num_tokens(n) for n in lengths]
-        codes = vq_nearest(torch.cat([x[:n] for x, n in zip(pooled, counts)]), self.codebook)
+        codes = vq_nearest(torch.cat([x[:n] for x, n in zip(pooled, counts)]), self.codebook, self.norms)
         return list(codes.split(counts))
 
 

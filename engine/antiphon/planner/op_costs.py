@@ -192,8 +192,8 @@ def _layer_norm_modulate(args: tuple, out: Tensor, _: Lengths) -> Cost:
 
 
 def _vq_nearest(args: tuple, out: Tensor, _: Lengths) -> Cost:
-    x, codebook = args
-    return Cost(size(x, codebook, out), 2 * x.shape[0] * codebook.numel())
+    x, codebook, norms = args
+    return Cost(size(x, codebook, norms, out), 2 * x.shape[0] * codebook.numel())
 
 
 def _encoder_attention(args: tuple, out: Tensor, _: Lengths) -> Cost:

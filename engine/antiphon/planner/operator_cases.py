@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from antiphon_kernels.vq_nearest import squared_norms
+
 PAGE = 16
 
 
@@ -343,4 +345,5 @@ def _encoder(m: Maker, s: Sizes, block: int, dtype: torch.dtype) -> Call:
 def _nearest(m: Maker, s: Sizes) -> Call:
     n = s.encoder_rows // 4
     x, codebook = (m.values(rows, s.code_width, dtype=torch.float32) for rows in (n, s.codes))
-    return Call((x, codebook), num_bytes(x, codebook) + 8 * n, 2 * n * s.codes * s.code_width)
+    norms = squared_norms(codebook)
+    return Call((x, codebook, norms), num_bytes(x, codebook, norms) + 8 * n, 2 * n * s.codes * s.code_width)

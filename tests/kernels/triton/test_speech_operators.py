@@ -19,7 +19,7 @@ from antiphon_kernels.gate_residual import gate_residual_triton
 from antiphon_kernels.gate_residual import reference as gate_residual
 from antiphon_kernels.layer_norm_modulate import layer_norm_modulate_triton
 from antiphon_kernels.layer_norm_modulate import reference as layer_norm_modulate
-from antiphon_kernels.vq_nearest import SPLIT, vq_nearest_triton
+from antiphon_kernels.vq_nearest import SPLIT, squared_norms, vq_nearest_triton
 from antiphon_kernels.vq_nearest import reference as vq_nearest
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -151,13 +151,14 @@ def test_vq_nearest(poisoned, guarded, rows, codes, width):
     codebook = torch.randn(codes, width)
     x = codebook[torch.randint(0, codes, (rows,))] + 0.01 * torch.randn(rows, width)
     with poisoned():
-        got = vq_nearest_triton(guarded(x), guarded(codebook))
-    assert torch.equal(got, vq_nearest(x, codebook))
+        got = vq_nearest_triton(guarded(x), guarded(codebook), guarded(squared_norms(codebook)))
+    assert torch.equal(got, vq_nearest(x, codebook, squared_norms(codebook)))
 
 
 def test_vq_nearest_takes_the_lowest_of_equal_codes():
     codebook = torch.randn(8, 16).repeat(SPLIT // 4, 1)
-    assert torch.equal(vq_nearest_triton(codebook[8:16].clone(), codebook), torch.arange(8))
+    got = vq_nearest_triton(codebook[8:16].clone(), codebook, squared_norms(codebook))
+    assert torch.equal(got, torch.arange(8))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
