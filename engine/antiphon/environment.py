@@ -28,6 +28,13 @@ def verify_checksums() -> bool:
     return os.environ.get("ANTIPHON_CHECKSUMS", "1") != "0"
 
 
+def copy_small_pages() -> bool:
+    """``ANTIPHON_COPY_WEIGHTS``: 0 leaves a converted checkpoint mapped also where the system keeps its file in small pages.
+    Default: 1, as decoding from a copy in large ones is 1.5 to 2 times as fast; it costs the file's size in memory that
+    processes do not share."""
+    return os.environ.get("ANTIPHON_COPY_WEIGHTS", "1") != "0"
+
+
 def bench_sizes(on_gpu: bool) -> str:
     """``ANTIPHON_BENCH_SIZES``: sizes of the operator benchmarks, ``full`` (the released model's) or ``toy``. Default: full on a
     GPU, toy elsewhere, where the full sizes take minutes a case."""

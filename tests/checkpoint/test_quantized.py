@@ -172,10 +172,13 @@ def test_changed_byte_behind_the_first_piece(copy, monkeypatch):
     test_changed_byte(copy, monkeypatch)
 
 
-@pytest.mark.parametrize(("large_file_pages", "own"), [(True, False), (False, True)])
-def test_matrices_are_copied_where_only_memory_has_large_pages(converted, monkeypatch, large_file_pages, own):
+@pytest.mark.parametrize(
+    ("large_file_pages", "chosen", "own"), [(True, "1", False), (False, "1", True), (False, "0", False)]
+)
+def test_matrices_are_copied_where_only_memory_has_large_pages(converted, monkeypatch, large_file_pages, chosen, own):
     """The same values either way; embedding and norms stay in the file."""
     expected, taken = load(converted("int4")), []
+    monkeypatch.setenv("ANTIPHON_COPY_WEIGHTS", chosen)
     monkeypatch.setattr("antiphon.checkpoint.quantized.has_large_pages", lambda: True)
     monkeypatch.setattr(MappedFile, "in_large_pages", lambda file: large_file_pages)
     monkeypatch.setattr(

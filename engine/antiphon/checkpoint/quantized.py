@@ -22,7 +22,7 @@ import torch
 from antiphon_kernels.weights_memory import WeightsMemory, has_large_pages
 
 from ..config import LlmConfig, ModelConfig, QuantizationConfig
-from ..environment import verify_checksums
+from ..environment import copy_small_pages, verify_checksums
 from ..errors import CheckpointError, ConfigError
 from . import expected
 from .mapped_file import MappedFile, map_file
@@ -136,7 +136,7 @@ def is_matrix(name: str) -> bool:
 def matrix_reader(path: Path) -> Callable[[StoredTensor], torch.Tensor]:
     """How a matrix comes into the memory from which a CPU multiplies it: mapped, or copied to where its pages are large."""
     file = MappedFile(path)
-    if not has_large_pages() or file.in_large_pages():
+    if not copy_small_pages() or not has_large_pages() or file.in_large_pages():
         return file.tensor
     logger.info("%s: its pages are small, matrices are copied into large ones", path)
     memory = WeightsMemory()
