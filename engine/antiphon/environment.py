@@ -30,7 +30,7 @@ def verify_checksums() -> bool:
 
 def copy_small_pages() -> bool:
     """``ANTIPHON_COPY_WEIGHTS``: 0 leaves a converted checkpoint mapped also where the system keeps its file in small pages.
-    Default: 1, as decoding from a copy in large ones is 1.5 to 2 times as fast; it costs the file's size in memory that
+    Default: 1, as decoding from a copy in large ones is 1.2 to 2 times as fast; it costs the file's size in memory that
     processes do not share."""
     return os.environ.get("ANTIPHON_COPY_WEIGHTS", "1") != "0"
 

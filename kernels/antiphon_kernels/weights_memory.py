@@ -52,6 +52,15 @@ def empty_apart(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     return _new_block(size)[:size].view(dtype).view(shape)
 
 
+def ask_for_large_pages(memory: mmap.mmap) -> None:
+    """Where the system may give a mapping such; it need not."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without them
+            pass
+
+
 def has_large_pages() -> bool:
     """Whether this system gives memory large pages."""
     try:
@@ -66,9 +75,6 @@ def _new_block(size: int) -> torch.Tensor:
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(pages * PAGE_BYTES, dtype=torch.uint8)
     memory = mmap.mmap(-1, pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        pass
+    ask_for_large_pages(memory)
     block = torch.frombuffer(memory, dtype=torch.uint8)
     return block[-block.data_ptr() % PAGE_BYTES :]

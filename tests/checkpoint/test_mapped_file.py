@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import io
 import os
 import weakref
 from pathlib import Path
@@ -78,6 +79,22 @@ def test_a_file_cached_in_small_pieces_is_seen(tmp_path):
     with open(path, "wb", buffering=0) as file:
         file.writelines(bytes(4096) for _ in range(4 * PAGE_BYTES // 4096))
     assert not MappedFile(path).in_large_pages()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, True), (mapped_file.ENOUGH, True), (0.85, False), (0.0, False)])
+def test_what_the_system_says_of_this_mapping_counts(written, monkeypatch, share, expected):
+    """Not what it says of its neighbours."""
+    file = MappedFile(written[0])
+    begin = torch.frombuffer(file._memory, dtype=torch.uint8).data_ptr()
+    pages = (len(file._memory) + begin) // PAGE_BYTES - -(-begin // PAGE_BYTES)
+    ranges = {(begin - 4096, begin): 1e9, (begin, begin + len(file._memory)): share * pages * PAGE_BYTES}
+    ranges[begin + len(file._memory), begin + 10**9] = 1e9
+    text = "".join(
+        f"{a:x}-{b:x} rw-p 00000000 fe:00 1 /model\nRss: 4 kB\nFilePmdMapped: {int(size) // 1024:8} kB\nVmFlags: rd hg\n"
+        for (a, b), size in ranges.items()
+    )
+    monkeypatch.setattr(mapped_file, "open", lambda *args, **kwargs: io.StringIO(text), raising=False)
+    assert file.in_large_pages() is expected
 
 
 def test_nothing_to_gain_below_a_large_page(tmp_path):

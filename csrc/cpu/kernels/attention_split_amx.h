@@ -53,9 +53,10 @@ struct Split {
     pairs(a, b, words, split(a), split(b));
   }
 
-  // Neighbours in this order share their rows or their columns, which saves a third of the loads.
   static constexpr int64_t kProducts = 6, kFewProducts = 3;
   static int64_t products(int64_t left) { return left > 16 ? kProducts : kFewProducts; }
+
+  // Neighbours in this order share their rows or their columns, which saves a third of the loads.
   template <int kRows, int kColumns>
   static void product(int64_t which, int64_t products, const bf16* rows, int64_t row_step, const bf16* columns,
                       int64_t column_step) {
@@ -83,6 +84,7 @@ struct Split {
     }
     multiply_tiles<kRows, kColumns>();
   }
+
  private:
   template <int kRows, int kColumns>
   static void few_product(int64_t which, const bf16* rows, int64_t row_step, const bf16* columns,
@@ -110,7 +112,8 @@ struct Split {
   }
   // The upper halves of lanes, those of `low` first.
   static __m512i word(vf low, vf high) {
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(_mm512_castps_si512(low), 16), _mm512_castps_si512(high));
+    const __m512i down = _mm512_srli_epi32(_mm512_castps_si512(low), 16);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, down, _mm512_castps_si512(high));
   }
   static void pairs(vf low, vf high, __m512i* words, __mmask16 split_low = 0xffff, __mmask16 split_high = 0xffff) {
     const Pieces x = pieces(low, split_low), y = pieces(high, split_high);

@@ -1,7 +1,7 @@
 """A weight file as it is used: one mapping, in pages of 2 MB where the system keeps files in such.
 
-Linux gives a file large pages when its file system can (ext4, XFS and others of recent kernels), the mapping asks, and what the
-cache already holds of it came in large pieces. Nobody says whether it will, so a mapping is asked what it got.
+Linux gives a file large pages when its file system can (seen on ext4 of Linux 6.18), the mapping asks, and what the cache already
+holds of it came in large pieces. Nobody says whether it will, so a mapping is asked what it got.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from antiphon_kernels.weights_memory import PAGE_BYTES
+from antiphon_kernels.weights_memory import PAGE_BYTES, ask_for_large_pages
 
 from .stored import StoredTensor
 
@@ -50,11 +50,7 @@ def map_file(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
     Private and writable, for torch wants writable buffers; nothing is ever written to it.
     """
     memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY, offset=offset)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            pass
+    ask_for_large_pages(memory)
     return memory
 
 
