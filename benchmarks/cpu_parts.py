@@ -112,7 +112,7 @@ def dit_rows(config: FlowConfig, dtype: torch.dtype, repeats: int) -> list[dict]
 
 def as_loaded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights as loading a checkpoint leaves them: compact where that pays, else with their rows at its distances."""
-    if prefers_compact():
+    if prefers_compact(many_rows=True):
         return compact_linears(dict(weights))  # float32 stays as it is
     return {name: empty_rows(w.shape, w.dtype, w.device).copy_(w) if w.ndim == 2 else w for name, w in weights.items()}
 

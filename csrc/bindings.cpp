@@ -29,11 +29,11 @@ void linear(int dtype, Address x, int64_t x_stride, Address weight, int64_t w_st
                                       at(out), num_rows, split, n, k});
 }
 
-void linear_wide(Address x, int64_t x_stride, Address weight, int64_t w_stride, Address bias, Address out,
+void linear_wide(int dtype, Address x, int64_t x_stride, Address weight, int64_t w_stride, Address bias, Address out,
                  Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
   std::atomic<int64_t> next{0};
-  const LinearWideArgs args{at<bf16>(x), x_stride, at<bf16>(weight), w_stride, at<bf16>(bias),
-                            at<bf16>(out), at<bf16>(workspace), &next, num_rows, split, n, k};
+  const LinearWideArgs args{static_cast<DType>(dtype), at(x), x_stride, at(weight), w_stride, at(bias),
+                            at(out), at(workspace), &next, num_rows, split, n, k};
   launch(kernels().linear_wide_pack, args);
   launch(kernels().linear_wide, args);
 }
@@ -61,7 +61,7 @@ void linear_compact(Address x, int64_t x_stride, Address weight, Address codes, 
 void linear_compact_wide(Address x, int64_t x_stride, Address weight, Address codes, Address bias, Address out,
                          Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
   std::atomic<int64_t> next{0};
-  const LinearWideArgs args{at<bf16>(x), x_stride, nullptr, 0, at<bf16>(bias), at<bf16>(out), at<bf16>(workspace),
+  const LinearWideArgs args{DType::bf16, at(x), x_stride, nullptr, 0, at(bias), at(out), at(workspace),
                             &next, num_rows, split, n, k};
   launch(kernels().linear_wide_pack, args);
   launch(kernels().linear_compact_wide, LinearCompactWideArgs{args, at<uint8_t>(weight), at<int32_t>(codes)});
@@ -274,7 +274,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear_fixed", &linear_fixed);
   m.def("linear_fixed_weight_bytes", &linear_fixed_weight_bytes, "Bytes of the digits of a matrix.");
   m.def("linear_wide", &linear_wide);
-  m.def("linear_wide_workspace", &linear_wide_workspace, "Elements of two bytes that linear_wide needs.");
+  m.def("linear_wide_workspace", &linear_wide_workspace, "Elements that linear_wide needs.");
   m.def("compact_count", &count_escapes, "Table and row starts of compact weights; returns the number of escapes.");
   m.def("compact_pack", &pack_compact);
   m.def("compact_widen", &widen_compact);

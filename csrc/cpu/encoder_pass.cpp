@@ -28,9 +28,10 @@ void EncoderPass::reserve(const EncoderInput& in) {
   for (Aligned<char>* buffer : {&x_, &y_, &branch_}) buffer->reserve(rows * hidden * size);
   qkv_.reserve(rows * 3 * hidden * size);
   hidden_.reserve(rows * mlp * size);
-  rows_.reserve(m_.dtype, frames, m_.conv1.k);
-  rows_.reserve(m_.dtype, rows, m_.conv2.k);
-  wide_.reserve(m_.dtype, rows, mlp);
+  const PassFormat format(m_.dtype, m_.conv1);
+  rows_.reserve(format, frames, m_.conv1.k);
+  rows_.reserve(format, rows, m_.conv2.k);
+  wide_.reserve(format, rows, mlp);
 }
 
 struct EncoderPass::Thread : PassThread {
@@ -173,7 +174,7 @@ void EncoderPass::run(const EncoderInput& in) {
   const AttentionPlan plan = all.plan(), last_plan = wanted.plan_in(plan.workspace);
   std::atomic<int64_t>* counters = counters_.restart();
   parallel([&](int index, int count) {
-    Thread{{m_.dtype, index, count, counters}, *this, m_, in, plan, last_plan}.encode();
+    Thread{{{m_.dtype, m_.conv1}, index, count, counters}, *this, m_, in, plan, last_plan}.encode();
   });
 }
 

@@ -27,9 +27,10 @@ void FlowPass::reserve(int64_t rows, int64_t tokens, int64_t modulations) {
   qkv_.reserve(rows * 3 * hidden * size);
   hidden_.reserve(rows * mlp * size);
   for (int64_t i = 0; i < modulations; ++i) modulations_[i].reserve(tokens * 6 * hidden * size);
-  rows_.reserve(m_.dtype, rows, std::max(hidden, m_.input.k));
-  wide_.reserve(m_.dtype, rows, mlp);
-  tokens_.reserve(m_.dtype, tokens, hidden);
+  const PassFormat format(m_.dtype, m_.input);
+  rows_.reserve(format, rows, std::max(hidden, m_.input.k));
+  wide_.reserve(format, rows, mlp);
+  tokens_.reserve(format, tokens, hidden);
 }
 
 struct FlowPass::Thread : PassThread {
@@ -201,7 +202,7 @@ void FlowPass::run(const FlowInput& in) {
   for (int64_t evaluation = 0; evaluation < in.evaluations(); ++evaluation) {
     std::atomic<int64_t>* counters = counters_.restart();
     const auto walk = [&](int index, int count) {
-      Thread thread{{m_.dtype, index, count, counters}, *this, m_, in, evaluation == 0 ? first : later,
+      Thread thread{{{m_.dtype, m_.input}, index, count, counters}, *this, m_, in, evaluation == 0 ? first : later,
                     keeps ? all.packed_bytes(m_.dtype) : 0, evaluation};
       if (evaluation == 0) thread.start();
       thread.evaluate(evaluation == 0 ? in.x : in.out);

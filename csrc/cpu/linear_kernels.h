@@ -29,24 +29,28 @@ struct LinearArgs {
 enum class Activation { none, gelu_tanh, gelu_exact };
 
 struct LinearWideArgs {
-  const bf16* x;       // [num_rows, k], rows x_stride apart
+  DType dtype;
+  const void* x;       // [num_rows, k], rows x_stride apart
   int64_t x_stride;
-  const bf16* weight;  // [branches, n, k], rows w_stride apart
+  const void* weight;  // [branches, n, k], rows w_stride apart
   int64_t w_stride;
-  const bf16* bias;    // [branches, n] or null
-  bf16* out;           // [num_rows, n]
-  bf16* workspace;     // linear_wide_workspace() elements, filled by linear_wide_pack
+  const void* bias;    // [branches, n] or null
+  void* out;           // [num_rows, n]
+  void* workspace;     // linear_wide_workspace() elements, filled by linear_wide_pack
   std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
   int64_t num_rows, split, n, k;
   // With an activation, one branch and n a multiple of 32, the results are there for the next linear map alone: as
-  // linear_wide_pack would leave them in this workspace where the instruction set has tiles, in `out` elsewhere.
+  // linear_wide_pack would leave them in this workspace; but where tiles cannot take k, in `out`.
   Activation activation = Activation::none;
-  bf16* packed_out = nullptr;
+  void* packed_out = nullptr;
 };
 
-// Elements of the workspace: tiles of 16 rows of each branch.
+// Columns of a packed row: whole words of two bfloat16.
+inline int64_t wide_columns(int64_t k) { return (k + 1) / 2 * 2; }
+
+// Elements of the workspace: blocks of 16 rows of each branch.
 inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k) {
-  return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * k;
+  return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * wide_columns(k);
 }
 
 // Compact weights: bfloat16 matrices [branches, n, k] without loss in 12 bits a weight, k a multiple of 128. A weight's

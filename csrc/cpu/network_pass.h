@@ -1,4 +1,4 @@
-// What passes over a whole network share: linear maps over rows packed as tiles, and phases of work. A phase ends when
+// What passes over a whole network share: linear maps over packed rows, and phases of work. A phase ends when
 // all threads have finished it; within one, threads take blocks of rows or panels of columns as they come, each phase
 // by a counter of its own. The kernels are the operators', on the same rows in the same order.
 #pragma once
@@ -13,8 +13,8 @@
 
 namespace antiphon {
 
-// y = x W^T + bias. bfloat16: W row-major as `linear_wide` takes it, no scales, or compact weights and their codes, no
-// stride either; float32: digits and scales of `linear_fixed_weight`, no stride.
+// y = x W^T + bias. W row-major as `linear_wide` takes it, no scales; or in bfloat16 compact weights and their codes, no
+// stride; or in float32 digits and scales of `linear_fixed_weight`, no stride.
 struct PassLinear {
   const void* weight;
   int64_t w_stride;
@@ -24,18 +24,27 @@ struct PassLinear {
   int64_t n, k;
 };
 
-constexpr int64_t kPassRows = 16;  // rows of a tile
+// How the maps of a network are stored: all in one dtype, of float32 all as digits or none.
+struct PassFormat {
+  DType dtype;
+  bool fixed;
+
+  PassFormat(DType dtype, const PassLinear& w) : dtype(dtype), fixed(w.scales != nullptr) {}
+};
+
+constexpr int64_t kPassRows = 16;  // rows of a block
 
 inline int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
-// Rows as linear maps read them: a copy as tiles, scales of float32.
+// Rows as linear maps read them: a copy in blocks, with digits the scales.
 struct PassOperand {
-  Aligned<char> tiles;
+  Aligned<char> blocks;
   Aligned<float> scales;
 
-  void reserve(DType dtype, int64_t rows, int64_t k) {
-    tiles.reserve(dtype == DType::f32 ? linear_fixed_bytes(rows, k) : linear_wide_workspace(rows, rows, k) * 2);
-    scales.reserve((rows + kPassRows - 1) / kPassRows * kPassRows);
+  void reserve(PassFormat format, int64_t rows, int64_t k) {
+    blocks.reserve(format.fixed ? linear_fixed_bytes(rows, k)
+                                : linear_wide_workspace(rows, rows, k) * size_of(format.dtype));
+    if (format.fixed) scales.reserve((rows + kPassRows - 1) / kPassRows * kPassRows);
   }
 };
 
@@ -55,10 +64,11 @@ class PassCounters {
 
 // One thread's walk through a pass. All walk the same phases.
 struct PassThread {
-  const DType dtype;
+  const PassFormat format;
   const int index, count;
   std::atomic<int64_t>* next;  // counter of the next phase
   const Kernels& kernel = kernels();
+  const DType dtype = format.dtype;
   const int64_t size = size_of(dtype);
 
   // f(first, n) for every block of up to 16 of the rows; a kernel that f calls does its block alone.
@@ -74,34 +84,32 @@ struct PassThread {
   // Rows [row, row + n) of x, `stride` elements apart and [k] each, to their block; a block begins at `row`.
   void pack(const void* x, int64_t stride, int64_t row, int64_t n, int64_t k, const PassOperand& to) const {
     const char* block = static_cast<const char*>(x) + row * stride * size;
-    if (dtype == DType::f32)
+    if (format.fixed)
       kernel.linear_fixed_pack({reinterpret_cast<const float*>(block), stride, nullptr, nullptr, nullptr, nullptr,
-                                reinterpret_cast<int8_t*>(to.tiles.data()) + linear_fixed_bytes(row, k),
+                                reinterpret_cast<int8_t*>(to.blocks.data()) + linear_fixed_bytes(row, k),
                                 to.scales.data() + row, nullptr, n, 0, k}, 0, 1);
     else
-      kernel.linear_wide_pack({reinterpret_cast<const bf16*>(block), stride, nullptr, 0, nullptr, nullptr,
-                               reinterpret_cast<bf16*>(to.tiles.data()) + row * k, nullptr, n, n, 0, k}, 0, 1);
+      kernel.linear_wide_pack({dtype, block, stride, nullptr, 0, nullptr, nullptr, at(to.blocks, row, wide_columns(k)),
+                               nullptr, n, n, 0, k}, 0, 1);
   }
   void pack(const void* x, int64_t row, int64_t n, int64_t k, const PassOperand& to) const {
     pack(x, k, row, n, k, to);
   }
 
-  // out = x W^T + bias of rows [num_rows], `stride` elements apart, packed before; of bfloat16 with an activation as
-  // LinearWideArgs says.
+  // out = x W^T + bias of rows [num_rows], `stride` elements apart, packed before; with an activation as LinearWideArgs
+  // says, unless W is in digits.
   void linear(const PassLinear& w, const void* x, int64_t stride, const PassOperand& packed, int64_t num_rows, void* out,
               Activation activation = Activation::none, const PassOperand* packed_out = nullptr) {
     std::atomic<int64_t>* claimed = next++;
-    if (dtype == DType::f32)
+    if (format.fixed)
       return kernel.linear_fixed({static_cast<const float*>(x), stride, static_cast<const int8_t*>(w.weight), w.scales,
                                   static_cast<const float*>(w.bias), static_cast<float*>(out),
-                                  reinterpret_cast<int8_t*>(packed.tiles.data()), packed.scales.data(), claimed,
+                                  reinterpret_cast<int8_t*>(packed.blocks.data()), packed.scales.data(), claimed,
                                   num_rows, w.n, w.k}, index, count);
-    LinearWideArgs args{static_cast<const bf16*>(x), stride, nullptr, 0, static_cast<const bf16*>(w.bias),
-                        static_cast<bf16*>(out), reinterpret_cast<bf16*>(packed.tiles.data()), claimed, num_rows,
-                        num_rows, w.n, w.k, activation,
-                        packed_out ? reinterpret_cast<bf16*>(packed_out->tiles.data()) : nullptr};
+    LinearWideArgs args{dtype, x, stride, nullptr, 0, w.bias, out, packed.blocks.data(), claimed, num_rows, num_rows, w.n,
+                        w.k, activation, packed_out ? packed_out->blocks.data() : nullptr};
     if (w.codes) return kernel.linear_compact_wide({args, static_cast<const uint8_t*>(w.weight), w.codes}, index, count);
-    args.weight = static_cast<const bf16*>(w.weight);
+    args.weight = w.weight;
     args.w_stride = w.w_stride;
     kernel.linear_wide(args, index, count);
   }
@@ -112,7 +120,7 @@ struct PassThread {
   // out = gelu(x W^T + bias), packed for the next linear map; all threads are done with it when this returns.
   void linear_gelu(const PassLinear& w, const void* x, const PassOperand& packed, int64_t num_rows,
                    const Aligned<char>& out, Activation activation, const PassOperand& packed_out) {
-    if (dtype == DType::bf16) return linear(w, x, w.k, packed, num_rows, out.data(), activation, &packed_out), wait();
+    if (!format.fixed) return linear(w, x, w.k, packed, num_rows, out.data(), activation, &packed_out), wait();
     linear(w, x, packed, num_rows, out.data());
     wait();
     blocks(num_rows, [&](int64_t row, int64_t n) {

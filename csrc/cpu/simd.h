@@ -34,6 +34,13 @@ inline bf16 round_bf16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+// Two neighbours as one word.
+inline int32_t pair_at(const bf16* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, 4);
+  return pair;
+}
+
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -138,7 +138,7 @@ def test_heads_of_a_converted_checkpoint(converted):
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_by_default_where_it_pays(tiny, monkeypatch, pays):
-    monkeypatch.setattr(native, "prefers_compact", lambda: pays)
+    monkeypatch.setattr(native, "prefers_compact", lambda many_rows=False: pays)
     assert schemes(load(tiny, None).llm) == {"compact" if pays else "plain"}
     assert schemes(load(tiny, None, dtype="float32").llm) == {"plain"}
     assert schemes(load(tiny, False).llm) == {"plain"} and schemes(load(tiny, True).llm) == {"compact"}
@@ -161,7 +161,7 @@ def test_what_cannot_be(tiny, converted, monkeypatch):
         load(converted / "int8", True)
     with pytest.raises(ConfigError, match="'cuda'.*device='cpu'"):
         resolve_compact(True, config, torch.bfloat16, torch.device("cuda"))
-    monkeypatch.setattr(native, "prefers_compact", lambda: True)
+    monkeypatch.setattr(native, "prefers_compact", lambda many_rows=False: True)
     assert resolve_compact(None, config, torch.bfloat16, CPU)
     assert not resolve_compact(None, config, torch.bfloat16, torch.device("cuda"))
     assert not resolve_compact(None, config, torch.float32, CPU)

@@ -19,6 +19,7 @@ if not available:
 
 from antiphon_kernels.linear_compact import reference_widen
 from antiphon_kernels.linear_fixed import linear_fixed
+from antiphon_kernels.native import network_pass
 from antiphon_kernels.native.arguments import pointer
 from antiphon_kernels.native.flow_pass import FlowPass, available_for, linears
 from antiphon_kernels.native.linear import wide_linear
@@ -50,6 +51,13 @@ LONG_STREAMS = {  # what is cached: around a step of 32 keys, around a block of 
 WIDTHS = (0.25, 0.125, 0.3, 0.2)
 
 
+FORMATS = pytest.mark.parametrize(
+    ("dtype", "digits"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)],
+    ids=["float32", "digits", "bfloat16"],
+)
+
+
 def build_dit(dtype: torch.dtype, config=CONFIG) -> FlowDit:
     torch.manual_seed(6)
     hidden, mlp = config.hidden_size, 160
@@ -79,8 +87,12 @@ def batch_of(streams, frames_per_token: int = 4) -> FlowBatch:
     )
 
 
-def bind(dit: FlowDit, packed_limit: int = PACKED_LIMIT) -> FlowPass:
-    return FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, packed_limit, alone_work=0)
+def bind(dit: FlowDit, packed_limit: int = PACKED_LIMIT, digits: bool | None = None) -> FlowPass:
+    """``digits``: whether float32 maps are bound as digits; None: where the instruction set prefers that."""
+    with pytest.MonkeyPatch.context() as patch:
+        if digits is not None:
+            patch.setattr(network_pass, "prefers_fixed", lambda weight: digits)
+        return FlowPass(dit.config, dit._dense, dit.cos, dit.sin, NORM_EPS, packed_limit, alone_work=0)
 
 
 def random_window(dit: FlowDit, batch: FlowBatch, window_len: int = WINDOW) -> FlowWindow:
@@ -100,11 +112,11 @@ def inputs(dit: FlowDit, batch: FlowBatch, window_len: int = WINDOW):
     return x, torch.randn(dit.config.hidden_size).to(dit.dtype), dit.condition(batch.token_ids), batch, window
 
 
-def with_tiled_kernels(dit: FlowDit) -> FlowDit:
-    """Its linear maps by the kernels that AMX would choose, on any instruction set."""
+def with_wide_kernels(dit: FlowDit, digits: bool) -> FlowDit:
+    """Its linear maps by the kernels of a pass, on any instruction set and for any number of rows."""
 
     def by_kernel(dense):
-        if dit.dtype == torch.float32:
+        if digits:
             return lambda x: linear_fixed(x, *dense.fixed, dense.bias)
         return lambda x: wide_linear(x, dense.weight[None], dense.bias[None], x.shape[0])
 
@@ -113,13 +125,13 @@ def with_tiled_kernels(dit: FlowDit) -> FlowDit:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_equals_the_operators(name, dtype, isa, poison, with_threads):
+@FORMATS
+def test_equals_the_operators(name, dtype, digits, isa, poison, with_threads):
     dit, batch = build_dit(dtype), batch_of(STREAMS[name])
     x, time, condition, _, window = arguments = inputs(dit, batch)
-    bound = bind(dit)
+    bound = bind(dit, digits=digits)
     with ak.use_backend("native"):
-        expected = with_tiled_kernels(dit).velocity(*arguments, bound=False)
+        expected = with_wide_kernels(dit, digits).velocity(*arguments, bound=False)
     assert torch.isfinite(expected).all()
     modulation = torch.nn.functional.silu(time + condition)
     for threads in (1, 2, 3):
@@ -128,16 +140,16 @@ def test_equals_the_operators(name, dtype, isa, poison, with_threads):
 
 
 @pytest.mark.parametrize("name", ["one", "idle", "many"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_integrates_as_the_operators_do(name, dtype, isa, poison, with_threads):
+@FORMATS
+def test_integrates_as_the_operators_do(name, dtype, digits, isa, poison, with_threads):
     dit, batch = build_dit(dtype), batch_of(STREAMS[name])
     x, _, condition, _, window = inputs(dit, batch)
     times, widths = torch.randn(5, dit.config.hidden_size).to(dtype), (0.25, 0.125, 0.3, 0.2, 0.125)
-    bound = bind(dit)
+    bound = bind(dit, digits=digits)
     modulation = torch.nn.functional.silu(times[:, None] + condition)
     before, expected = x.clone(), x
     with ak.use_backend("native"):
-        with_tiled_kernels(dit)
+        with_wide_kernels(dit, digits)
         for time, width in zip(times, widths):
             expected = ak.euler_step(expected, dit.velocity(expected, time, condition, batch, window, bound=False), width)
     for threads in (1, 2, 3):
@@ -235,18 +247,18 @@ def test_a_window_over_the_limit_is_packed_in_every_step(dtype, isa, poison, wit
         assert bound.bound.packed_bytes == held
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_fills_the_window_as_the_operators_do(dtype, isa, poison, with_threads):
+@FORMATS
+def test_fills_the_window_as_the_operators_do(dtype, digits, isa, poison, with_threads):
     """Rows that replace the window's own: every layer reads it as it was, and nothing else is written."""
     dit, batch = build_dit(dtype), batch_of(STREAMS["three"])
     x, time, condition, _, window = inputs(dit, batch)
-    bound = bind(dit)
+    bound = bind(dit, digits=digits)
     modulation = torch.nn.functional.silu(time + condition)
     rows = torch.tensor([0, 3, 23, 24, 27, 30, 91])
     places = torch.tensor([3 * WINDOW, 3 * WINDOW + 39, 3 * WINDOW + 7, 1, 0, WINDOW + 39, WINDOW])
     storage = [window.storage.clone() for _ in range(4)]
     with ak.use_backend("native"):
-        with_tiled_kernels(dit).fill_window(
+        with_wide_kernels(dit, digits).fill_window(
             x, time, condition, batch, FlowWindow(storage[0], SLOTS), rows, places, bound=False
         )
     assert not torch.equal(storage[0].nan_to_num(), window.storage.nan_to_num())
@@ -302,8 +314,8 @@ def test_a_stream_is_the_same_alone_and_after_a_larger_batch(dtype, isa):
 def test_frames_may_have_tokens_of_their_own(isa):
     dit, batch = build_dit(torch.float32), batch_of(STREAMS["cached"], frames_per_token=1)
     x, time, condition, _, window = arguments = inputs(dit, batch)
-    bound = bind(dit)
-    expected = with_tiled_kernels(dit).velocity(*arguments, bound=False)
+    bound = bind(dit, digits=False)
+    expected = with_wide_kernels(dit, digits=False).velocity(*arguments, bound=False)
     got = bound(x, torch.nn.functional.silu(time + condition), batch, window.keys, window.values)
     assert torch.equal(got, expected)
 
@@ -312,7 +324,7 @@ def test_refuses_what_it_cannot_run(isa):
     dit = build_dit(torch.bfloat16)
     bound = bind(dit)
     batch = batch_of(STREAMS["one"])
-    assert bound.fits(batch) == (isa == "amx")
+    assert bound.fits(batch) == (isa != "scalar")
     assert not bound.fits(batch_of([(48, 0, 0)], frames_per_token=3))
     assert not bound.fits(batch_of([(0, 0, 0)]))
     with ak.use_backend("reference"):

@@ -89,9 +89,10 @@ def test_unaligned_and_strided_inputs(dtype, isa):
     assert torch.equal(native(x, apart(weight), bias, split), expected)
 
 
-def test_many_rows_go_to_pytorch_and_no_rows_are_fine(isa):
+def test_many_rows_go_where_they_are_fastest_and_no_rows_are_fine(isa):
     x, weight, bias, _ = build(40, 20, 30, 40, torch.float32)
-    assert torch.equal(native(x, weight, bias, 40), ak.linear.reference(x, weight, bias, 40))
+    by = ak.linear.reference if isa in ("scalar", "amx") else wide_linear
+    assert torch.equal(native(x, weight, bias, 40), by(x, weight, bias, 40))
     assert native(x[:0], weight, bias, 0).shape == (0, 20)
 
 
@@ -103,11 +104,14 @@ WIDE_SHAPES = [
     (290, 40, 2080, 260),  # a branch whose rows pass in two parts
     (150, 102, 4640, 149),  # one that does not stay in a cache: two panels at a time, three short chunks
     (142, 810, 4640, 142),  # of one thread six at a time, then two
+    (41, 45, 299, 18),  # no whole words, no whole vectors, of vectors one block and three
+    (1060, 34, 72, 1050),  # more rows than pass by a panel of W for vectors
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 class TestWide:
-    """Tens of rows, on every instruction set: tiles where there are some, the skinny kernel elsewhere."""
+    """Tens of rows, on every instruction set: tiles of bfloat16 where there are some, vectors elsewhere."""
 
     @staticmethod
     def budget(x, weight, bias, split):
@@ -117,34 +121,37 @@ class TestWide:
         return exact, 2 * own + (torch.finfo(x.dtype).eps + one_by_one) * exact.abs().max()
 
     @pytest.mark.parametrize("shape", WIDE_SHAPES, ids=str)
-    def test_agrees_with_reference(self, shape, isa, poison, with_threads):
-        x, weight, bias, split = build(*shape, torch.bfloat16)
+    def test_agrees_with_reference(self, shape, dtype, isa, poison, with_threads):
+        x, weight, bias, split = build(*shape, dtype)
         exact, bound = self.budget(x, weight, bias, split)
         for threads in (1, 3):
             out = with_threads(threads, lambda: wide_linear(x, weight, bias, split))
             used = ((out - exact).abs().max() / bound).item()
-            print(f"wide linear {shape} {isa}: {100 * used:.0f} % of the error budget")
+            print(f"wide linear {shape} {dtype} {isa}: {100 * used:.0f} % of the error budget")
             assert used <= 1
 
     @pytest.mark.parametrize(("num_rows", "outputs", "inputs"), [(50, 75, 320), (145, 810, 4640)], ids=str)
-    def test_a_row_has_the_result_it_has_among_few(self, num_rows, outputs, inputs, isa, with_threads):
-        x, weight, bias, _ = build(num_rows, outputs, inputs, num_rows, torch.bfloat16)
-        alone = torch.cat([native(x[t : t + 1], weight, bias, 1) for t in range(num_rows)])
+    def test_a_row_has_the_same_result_in_any_company(self, num_rows, outputs, inputs, dtype, isa, with_threads):
+        """With tiles also the one it has among few."""
+        x, weight, bias, _ = build(num_rows, outputs, inputs, num_rows, dtype)
+        by = native if isa == "amx" and dtype == torch.bfloat16 else wide_linear
+        alone = torch.cat([by(x[t : t + 1], weight, bias, 1) for t in range(num_rows)])
         for rows in (1, 17, 33, num_rows):
             for threads in (1, 2, 3):
                 out = with_threads(threads, lambda rows=rows: wide_linear(x[:rows], weight, bias, rows))
                 assert torch.equal(out, alone[:rows]), (rows, threads)
 
-    def test_unaligned_and_strided_inputs(self, isa):
-        x, weight, bias, split = build(40, 70, 544, 23, torch.bfloat16)
+    @pytest.mark.parametrize("inputs", [544, 299])
+    def test_unaligned_and_strided_inputs(self, inputs, dtype, isa):
+        x, weight, bias, split = build(40, 70, inputs, 23, dtype)
         shifted = torch.cat((weight.new_zeros(1), weight.flatten()))[1:].view(weight.shape)
-        rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :544]
+        rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :inputs]
         expected = wide_linear(x, weight, bias, split)
         assert torch.equal(wide_linear(rows_apart, shifted, bias, split), expected)
         assert torch.equal(wide_linear(x, apart(weight), bias, split), expected)
 
-    def test_numbers_that_are_none_stay_in_their_row(self, isa):
-        x, weight, bias, split = build(20, 33, 64, 20, torch.bfloat16)
+    def test_numbers_that_are_none_stay_in_their_row(self, dtype, isa):
+        x, weight, bias, split = build(20, 33, 64, 20, dtype)
         expected = wide_linear(x, weight, bias, split)
         x[3, 5] = torch.inf
         out = wide_linear(x, weight, bias, split)

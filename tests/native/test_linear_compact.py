@@ -16,6 +16,7 @@ from antiphon_kernels.native import available, prefers_compact
 if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
+from antiphon_kernels.native.linear import wide_linear
 from antiphon_kernels.native.linear_compact import launch
 
 SHAPES = [  # rows, out, in, split
@@ -201,11 +202,9 @@ class TestManyRows:
             out = with_threads(threads, lambda: native(x, packed, codes, bias, split))
             assert torch.equal(bits(out), bits(plain(x, weight, bias, split))), threads
 
-    def test_tiles_give_a_row_the_result_it_has_among_few(self, isa, with_threads):
-        if isa != "amx":
-            pytest.skip("the kernel for many rows is one of tiles")
+    def test_a_row_has_the_same_result_in_any_company(self, isa, with_threads):
         x, weight, packed, codes, bias = build(50, 75, 384, 50)
-        alone = torch.cat([plain(x[t : t + 1], weight, bias, 1) for t in range(50)])
+        alone = torch.cat([wide_linear(x[t : t + 1], weight, bias, 1) for t in range(50)])
         for rows in (1, 8, 16, 17, 32, 33, 48, 50):
             for threads in (1, 2, 3):
                 out = with_threads(threads, lambda rows=rows: launch(x[:rows], packed, codes, bias, rows, wide=True))
@@ -240,6 +239,7 @@ def test_what_it_takes(isa):
 
 
 def test_where_it_pays(isa):
-    assert prefers_compact() == (isa == "amx")
+    assert prefers_compact() == (isa in ("avx512bf16", "amx"))
+    assert prefers_compact(many_rows=True) == (isa == "amx")
     with ak.use_backend("reference"):
-        assert not prefers_compact()
+        assert not prefers_compact() and not prefers_compact(many_rows=True)

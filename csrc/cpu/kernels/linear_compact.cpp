@@ -2,9 +2,10 @@
 // weights that they stand for, bit for bit.
 //
 // Few rows (1..16) are bound by reading W, which is three quarters of the bytes. Without tiles four rows of W at a time are
-// widened to scratch and multiplied there. Many rows with tiles widen W as they go; elsewhere the caller widens it.
+// widened to scratch and multiplied there. Many rows with tiles widen W as they go, with vectors a panel at a time.
 #include "compact_rows.h"
 #include "linear_rows.h"
+#include "linear_wide_vector.h"
 #include "row_runs.h"
 #include "row_units.h"
 #if defined(__AMX_BF16__)
@@ -67,7 +68,20 @@ void linear_compact_wide(const LinearCompactWideArgs& args, int, int count) {
   });
 }
 #else
-void linear_compact_wide(const LinearCompactWideArgs&, int, int) {}
+void linear_compact_wide(const LinearCompactWideArgs& args, int, int count) {
+  const LinearWideArgs& a = args.linear;
+  const int64_t sums_bytes = vector_panel_bytes(max64(a.split, a.num_rows - a.split));
+  float* sums = static_cast<float*>(scratch(sums_bytes + kVectorPanel * a.k * 2));
+  bf16* rows = reinterpret_cast<bf16*>(reinterpret_cast<char*>(sums) + sums_bytes);
+  const UpperBytes upper(args.codes);
+  claim_vector_panels<bf16>(a, count, [&](const VectorProblem<bf16>& p, int64_t branch, int64_t n, int64_t columns, int64_t) {
+    for (int64_t r = 0; r < columns; ++r) {
+      const int64_t row = branch * a.n + n + r;
+      widen_row(args.weight + row * compact_row_bytes(a.k), args.codes, upper, row, a.k, rows + r * a.k);
+    }
+    vector_panel<bf16>(p, rows, a.k, n, columns, nullptr, sums);
+  });
+}
 #endif
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -1,10 +1,10 @@
-// y[t] = x[t] W[branch]^T + bias[branch] in bfloat16 for any number of rows, too many for one tile.
+// y[t] = x[t] W[branch]^T + bias[branch] for any number of rows, float32 or bfloat16.
 //
-// linear_wide_pack turns x into tiles in a workspace, then linear_wide multiplies. Threads claim a panel of columns at a
-// time, for their tiles may differ in speed. Where the instruction set has no tiles or k is not a multiple of 32, rows go
-// through `linear` sixteen at a time and the workspace is not used: the specification of the tiled version, not a fast
-// path.
+// linear_wide_pack brings x into a workspace in the order in which linear_wide reads it: as tiles of bfloat16 where the
+// instruction set has them, for vectors elsewhere. Threads claim a panel of columns at a time, for they may differ in speed.
+// Tiles need k to be a multiple of 32; otherwise rows go through `linear` sixteen at a time and the workspace is not used.
 #include "kernels.h"
+#include "linear_wide_vector.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)
 #include "linear_wide_amx.h"
@@ -12,13 +12,16 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
+#if defined(__AMX_BF16__)
 namespace {
 
 void by_sixteen(const LinearWideArgs& a, int index, int count) {
+  const bf16 *x = static_cast<const bf16*>(a.x), *w = static_cast<const bf16*>(a.weight), *bias = static_cast<const bf16*>(a.bias);
+  bf16* out = static_cast<bf16*>(a.out);
   for (int64_t row = 0; row < a.num_rows;) {
     const int64_t rows = min64(kMaxSkinnyRows, (row < a.split ? a.split : a.num_rows) - row), branch = row >= a.split;
-    linear(LinearArgs{DType::bf16, a.x + row * a.x_stride, a.x_stride, a.weight + branch * a.n * a.w_stride,
-                      a.w_stride, a.bias ? a.bias + branch * a.n : nullptr, a.out + row * a.n, rows, rows, a.n, a.k},
+    linear(LinearArgs{DType::bf16, x + row * a.x_stride, a.x_stride, w + branch * a.n * a.w_stride, a.w_stride,
+                      bias ? bias + branch * a.n : nullptr, out + row * a.n, rows, rows, a.n, a.k},
            index, count);
     row += rows;
   }
@@ -27,21 +30,19 @@ void by_sixteen(const LinearWideArgs& a, int index, int count) {
   gelu({DType::bf16, a.out, a.out, a.num_rows * a.n, a.activation == Activation::gelu_tanh}, index, count);
 }
 
-}  // namespace
-
-#if defined(__AMX_BF16__)
-void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
+void pack_tiles(const LinearWideArgs& a, int index, int count) {
   if (a.k % kDepth) return;
   const int64_t text = wide_blocks(a.split), blocks = text + wide_blocks(a.num_rows - a.split);
   const Range range = partition(blocks, 1, index, count);
   for (int64_t block = range.begin; block < range.end; ++block) {
     const int64_t row = block < text ? block * kTileRows : a.split + (block - text) * kTileRows;
     const int64_t rows = min64(kTileRows, (block < text ? a.split : a.num_rows) - row);
-    pack_block(a.x + row * a.x_stride, a.x_stride, rows, a.k, a.workspace + block * kTileRows * a.k);
+    pack_block(static_cast<const bf16*>(a.x) + row * a.x_stride, a.x_stride, rows, a.k,
+               static_cast<bf16*>(a.workspace) + block * kTileRows * a.k);
   }
 }
 
-void linear_wide(const LinearWideArgs& a, int index, int count) {
+void wide_in_tiles(const LinearWideArgs& a, int index, int count) {
   if (a.k % kDepth) return by_sixteen(a, index, count);
   float* memory = static_cast<float*>(scratch(wide_memory(max64(a.split, a.num_rows - a.split), a.k)));
   claim_wide_panels(a, count, [&](const WideProblem& p, const WideWalk& walk, int64_t n, int64_t columns, int64_t next,
@@ -49,10 +50,27 @@ void linear_wide(const LinearWideArgs& a, int index, int count) {
     wide_panels(p, walk, n, columns, next < p.n ? p.w + next * p.w_stride : nullptr, memory);
   });
 }
-#else
-void linear_wide_pack(const LinearWideArgs&, int, int) {}
 
-void linear_wide(const LinearWideArgs& a, int index, int count) { by_sixteen(a, index, count); }
+}  // namespace
+#endif
+
+void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
+  if (a.dtype == DType::f32) return pack_for_vectors<float>(a, index, count);
+#if defined(__AMX_BF16__)
+  pack_tiles(a, index, count);
+#else
+  pack_for_vectors<bf16>(a, index, count);
+#endif
+}
+
+#if defined(__AMX_BF16__)
+void linear_wide(const LinearWideArgs& a, int index, int count) {
+  a.dtype == DType::f32 ? wide_in_vectors<float>(a, count) : wide_in_tiles(a, index, count);
+}
+#else
+void linear_wide(const LinearWideArgs& a, int, int count) {
+  a.dtype == DType::f32 ? wide_in_vectors<float>(a, count) : wide_in_vectors<bf16>(a, count);
+}
 #endif
 
 }  // namespace antiphon::ANTIPHON_ISA

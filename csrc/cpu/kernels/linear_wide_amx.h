@@ -215,12 +215,12 @@ inline WideProblem rows_of(WideProblem p, int64_t row, int64_t count) {
 
 inline WideProblem wide_branch(const LinearWideArgs& a, int64_t which) {
   const int64_t first = which == 0 ? 0 : a.split, skipped = which == 0 ? 0 : wide_blocks(a.split);
-  return {a.workspace + skipped * kTileRows * a.k,
-          a.weight ? a.weight + which * a.n * a.w_stride : nullptr,
+  return {static_cast<const bf16*>(a.workspace) + skipped * kTileRows * a.k,
+          a.weight ? static_cast<const bf16*>(a.weight) + which * a.n * a.w_stride : nullptr,
           a.w_stride,
-          a.bias ? a.bias + which * a.n : nullptr,
-          a.out + first * a.n,
-          a.packed_out,
+          a.bias ? static_cast<const bf16*>(a.bias) + which * a.n : nullptr,
+          static_cast<bf16*>(a.out) + first * a.n,
+          static_cast<bf16*>(a.packed_out),
           a.activation,
           (which == 0 ? a.split : a.num_rows) - first, a.n, a.k};
 }

@@ -39,9 +39,9 @@ def resolve_compact(chosen: bool | None, config: ModelConfig, dtype: torch.dtype
 
 
 def compacts_networks(chosen: bool | None, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the matrices beside the language model are made compact: their rows are many, and only tiles multiply those with
-    weights as they are stored."""
-    return chosen is not False and _obstacle(dtype, device) is None and native.prefers_compact()
+    """Whether the matrices beside the language model are made compact: their rows are many, and beside
+    the products of many rows only tiles have time to widen weights."""
+    return chosen is not False and _obstacle(dtype, device) is None and native.prefers_compact(many_rows=True)
 
 
 def _obstacle(dtype: torch.dtype, device: torch.device) -> str | None:

@@ -85,13 +85,14 @@ def prefers_fixed(weight) -> bool:
     return prefers(weight)
 
 
-def prefers_compact() -> bool:
-    """True where ``linear_compact`` decodes faster than ``linear`` with plain bfloat16 weights and may be chosen."""
+def prefers_compact(many_rows: bool = False) -> bool:
+    """True where ``linear_compact`` decodes, or works on ``many_rows``, faster than ``linear`` with plain bfloat16 weights and may be
+    chosen."""
     if not available:
         return False
     from .linear_compact import prefers
 
-    return prefers()
+    return prefers(many_rows)
 
 
 def empty_rows(shape, dtype, device, allocate=None):

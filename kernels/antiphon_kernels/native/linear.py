@@ -26,10 +26,12 @@ def supports(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, s
     return fits(x, weight) and has_rows(weight) and (bias is None or fits(x, bias))
 
 
-def fits_tiles(x: torch.Tensor) -> bool:
+def fits_wide(x: torch.Tensor) -> bool:
     """True where :func:`wide_linear` serves many rows as well as oneDNN."""
-    whole = x.shape[1] % TILE_DEPTH == 0 or x.shape[1] <= NARROW
-    return whole and x.dtype == torch.bfloat16 and _native.isa() == "amx"
+    isa = _native.isa()
+    if isa == "amx":
+        return x.dtype == torch.bfloat16 and (x.shape[1] % TILE_DEPTH == 0 or x.shape[1] <= NARROW)
+    return isa != "scalar"
 
 
 @linear.backend("native", devices=("cpu",), supports=supports)
@@ -38,7 +40,7 @@ def native_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     rows = max(split, x.shape[0] - split)
     if rows <= MAX_ROWS:
         return skinny_linear(x, weight, bias, split)
-    return (wide_linear if fits_tiles(x) else reference)(x, weight, bias, split)
+    return (wide_linear if fits_wide(x) else reference)(x, weight, bias, split)
 
 
 def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
@@ -63,12 +65,13 @@ def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:
-    """bfloat16, any number of rows."""
+    """Any number of rows."""
     x, bias, out = prepare(x, weight, bias, split)
     n, k = weight.shape[1:]
-    workspace = torch.empty(_native.linear_wide_workspace(len(x), split, k), dtype=torch.bfloat16)
+    workspace = x.new_empty(_native.linear_wide_workspace(len(x), split, k))
     if len(x):
         _native.linear_wide(
+            DTYPES[x.dtype],
             x.data_ptr(),
             x.stride(0),
             weight.data_ptr(),

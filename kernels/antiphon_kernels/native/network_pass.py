@@ -14,6 +14,7 @@ from ..linear_compact import num_inputs
 from ..linear_fixed import MAX_INPUTS, FixedWeight
 from .arguments import DTYPES, are, has_rows, pointer
 from .linear import TILE_DEPTH
+from .linear_fixed import prefers as prefers_fixed
 
 
 class Dense(Protocol):
@@ -27,8 +28,8 @@ class Dense(Protocol):
 
 
 def chosen() -> bool:
-    """True if operators run natively unless told otherwise, with tiles."""
-    return linear.backends("cpu")[0] == "native" and _native.isa() == "amx"
+    """True if operators run natively unless told otherwise, with vectors or tiles."""
+    return linear.backends("cpu")[0] == "native" and _native.isa() != "scalar"
 
 
 def fit_tiles(maps: Sequence[Dense], first_of_any_depth: bool = False) -> bool:
@@ -55,7 +56,7 @@ def _fits(dense: Dense, dtype: torch.dtype) -> bool:
 
 def addresses(dense: Dense) -> list[int]:
     """Weight, its row stride, scales, codes, bias, outputs, inputs, as the C++ side takes them."""
-    fixed = dense.weight.dtype == torch.float32
+    fixed = prefers_fixed(dense.weight)
     weight, scales = (t.data_ptr() for t in dense.fixed) if fixed else (dense.weight.data_ptr(), 0)
     sizes = dense.weight.shape[0], _num_inputs(dense)
     return [weight, dense.weight.stride(0), scales, pointer(dense.codes), dense.bias.data_ptr(), *sizes]

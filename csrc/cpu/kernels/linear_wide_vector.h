@@ -1,0 +1,228 @@
+// Wide linear in vectors of float32: VF rows of x stand side by side in a vector, W is read as it lies.
+//
+// A word is 4 bytes of a row: a float or two neighbouring bfloat16. x is packed in blocks of VF rows, word by word, so that
+// a word of a row of W, in all lanes, meets the same word of VF rows of x: 8 rows of W (4 where there are 16 registers) by
+// three blocks of x are accumulators enough to keep the multipliers busy with half as many loads. k is walked in chunks
+// that stay in the first-level cache for a panel of W and three blocks; sums wait in memory for the next one. An output is
+// one sum over k in order, word by word, so a row has the same result at any number of rows.
+#pragma once
+
+#include "activations.h"
+#include "kernels.h"
+#include "simd.h"
+#include "weights_ahead.h"
+
+namespace antiphon::ANTIPHON_ISA {
+
+constexpr int64_t kVectorPanel = 32;    // rows of W that all rows of x pass by
+constexpr int64_t kVectorChunk = 128;   // words
+constexpr int64_t kVectorRows = 1024;   // of x at a time: their sums stay in the second-level cache
+
+template <class T>
+constexpr int64_t kWordColumns = Dot<T>::width / VF;
+template <class T>
+constexpr int kRowsOfW = VF == 16 ? 8 : 4;
+template <class T>
+constexpr int kBlocksOfX = VF == 8 && kWordColumns<T> == 2 ? 2 : 3;  // bfloat16 in halves takes registers
+
+template <class T>
+struct VectorProblem {
+  const T* x;       // blocks of VF rows as words: [wide_columns(k) / kWordColumns][VF][kWordColumns]
+  const T* w;       // [n, k], rows w_stride apart
+  int64_t w_stride;
+  const T* bias;    // or null
+  T* out;           // [num_rows, n]
+  T* packed_out;    // in place of out, with an activation: blocks of VF rows as words
+  Activation activation;
+  int64_t num_rows, n, k;
+
+  int64_t block() const { return VF * wide_columns(k); }  // elements
+  int64_t blocks() const { return (num_rows + VF - 1) / VF; }
+};
+
+// At most VF rows of x as a block, zero past them and past k.
+template <class T>
+inline void pack_vectors(const T* x, int64_t stride, int64_t rows, int64_t k, T* out) {
+  constexpr int64_t kWidth = Dot<T>::width;
+  const int64_t end = wide_columns(k);
+  for (int64_t i = 0; i < end; i += kWidth) {
+    vf words[VF];
+    if (rows == VF && i + kWidth <= k) {
+      for (int64_t r = 0; r < VF; ++r) words[r] = load_words(x + r * stride + i);
+    } else {
+      T part[VF][kWidth] = {};
+      for (int64_t r = 0; r < rows; ++r)
+        if (i < k) std::memcpy(part[r], x + r * stride + i, min64(kWidth, k - i) * sizeof(T));
+      for (int64_t r = 0; r < VF; ++r) words[r] = load_words(part[r]);
+    }
+    transpose(words);
+    for (int64_t j = 0; j < min64(VF, (end - i) / kWordColumns<T>); ++j) store_words(out + VF * i + j * kWidth, words[j]);
+  }
+}
+
+// sums[block][row of W][VF] of kRows rows of W, `stride` elements apart, times kBlocks blocks of x, += over columns
+// [0, columns) from `w` and `x` on.
+template <class T, int kRows, int kBlocks>
+inline void multiply_words(const T* w, int64_t stride, const T* x, int64_t block, int64_t columns, bool first,
+                           float* sums) {
+  using D = Dot<T>;
+  constexpr int64_t kColumns = kWordColumns<T>;
+  vf acc[kRows][kBlocks];
+  for (int r = 0; r < kRows; ++r)
+    for (int b = 0; b < kBlocks; ++b) acc[r][b] = first ? set1(0.0f) : load(sums + (b * kVectorPanel + r) * VF);
+  const auto step = [&](const auto& word) {
+    typename D::vec rows_of_x[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) rows_of_x[b] = D::load(x + b * block);
+    for (int r = 0; r < kRows; ++r) {
+      const typename D::vec row = word(r);
+      for (int b = 0; b < kBlocks; ++b) acc[r][b] = D::step(acc[r][b], row, rows_of_x[b]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kColumns <= columns; i += kColumns, x += D::width) step([&](int r) { return D::splat(w + r * stride + i); });
+  if (i < columns)
+    step([&](int r) {
+      const T last[2] = {w[r * stride + i], T{}};
+      return D::splat(last);
+    });
+  for (int r = 0; r < kRows; ++r)
+    for (int b = 0; b < kBlocks; ++b) store(sums + (b * kVectorPanel + r) * VF, acc[r][b]);
+}
+
+// multiply_words for `rows` rows of W, at most a panel.
+template <class T, int kBlocks>
+inline void multiply_panel(const T* w, int64_t stride, int64_t rows, const T* x, int64_t block, int64_t columns,
+                           bool first, float* sums, WeightsAhead& ahead) {
+  constexpr int kRows = kRowsOfW<T>;
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) {
+    ahead.fetch();
+    multiply_words<T, kRows, kBlocks>(w + r * stride, stride, x, block, columns, first, sums + r * VF);
+  }
+  for (; r < rows; ++r) multiply_words<T, 1, kBlocks>(w + r * stride, stride, x, block, columns, first, sums + r * VF);
+}
+
+// out[t][0, columns) = sums[.., t] + bias.
+template <class T>
+inline void store_sums_of(const float* sums, const T* bias, int64_t rows, int64_t columns, T* out, int64_t stride) {
+  for (int64_t c = 0; c < columns; c += VF) {
+    const int64_t held = min64(VF, columns - c);
+    vf v[VF];
+    for (int64_t i = 0; i < VF; ++i) v[i] = i < held ? load(sums + (c + i) * VF) : set1(0.0f);
+    transpose(v);
+    const vf shift = bias ? load_upto(bias + c, held) : set1(0.0f);
+    for (int64_t t = 0; t < rows; ++t) store_upto(out + t * stride + c, add(v[t], shift), held);
+  }
+}
+
+// Results of a whole panel, rounded, activated and rounded again, as the words of x that they are to the next linear map.
+template <class T, class F>
+inline void store_activated(const float* sums, const T* bias, const F& f, T* out) {
+  for (int64_t i = 0; i < kVectorPanel; i += kBatch) {
+    const auto y = f(batch<kBatch>([&](int j) {
+      return through<T>(add(load(sums + (i + j) * VF), set1(bias ? widen(bias[i + j]) : 0.0f)));
+    }));
+    for (int j = 0; j < kBatch; j += kWordColumns<T>) store_word_of(out + (i + j) * VF, &y.v[j]);
+  }
+}
+
+// Results [n, n + columns) of one block of x.
+template <class T>
+inline void store_block(const VectorProblem<T>& p, int64_t block, int64_t n, int64_t columns, const float* sums) {
+  const T* bias = p.bias ? p.bias + n : nullptr;
+  const int64_t row = block * VF;
+  if (p.activation == Activation::none)
+    return store_sums_of(sums, bias, min64(VF, p.num_rows - row), columns, p.out + row * p.n + n, p.n);
+  T* out = p.packed_out + row * p.n + n * VF;
+  p.activation == Activation::gelu_tanh ? store_activated(sums, bias, [](auto x) { return gelu_tanh<T>(x); }, out)
+                                        : store_activated(sums, bias, [](auto x) { return gelu_exact<T>(x); }, out);
+}
+
+inline int64_t vector_panel_bytes(int64_t num_rows) {
+  return (min64(num_rows, kVectorRows) + VF - 1) / VF * kVectorPanel * VF * 4;
+}
+
+// Rows [n, n + columns) of W, at most a panel, which lie at `w`, for all rows of x; `then`: rows that are read after them,
+// as many and as far apart, or null.
+template <class T>
+inline void vector_panel(const VectorProblem<T>& p, const T* w, int64_t stride, int64_t n, int64_t columns,
+                         const T* then, float* sums) {
+  constexpr int64_t kChunk = kVectorChunk * kWordColumns<T>;
+  constexpr int kBlocks = kBlocksOfX<T>;
+  const int64_t blocks = p.blocks(), steps = (blocks + kBlocks - 1) / kBlocks * (kVectorPanel / kRowsOfW<T>);
+  for (int64_t begin = 0; begin < p.k; begin += kChunk) {
+    const int64_t length = min64(kChunk, p.k - begin), later = begin + kChunk;
+    WeightsAhead ahead;
+    if (later < p.k)
+      ahead = {w + later, stride * static_cast<int64_t>(sizeof(T)), min64(kChunk, p.k - later) * static_cast<int64_t>(sizeof(T)), columns, steps};
+    else if (then)
+      ahead = {then, stride * static_cast<int64_t>(sizeof(T)), min64(kChunk, p.k) * static_cast<int64_t>(sizeof(T)), columns, steps};
+    for (int64_t b = 0; b < blocks; b += kBlocks) {
+      float* to = sums + b * kVectorPanel * VF;
+      const T* x = p.x + b * p.block() + begin * VF;
+      const int64_t held = min64(kBlocks, blocks - b);
+      const auto run = held == 3 ? multiply_panel<T, 3> : held == 2 ? multiply_panel<T, 2> : multiply_panel<T, 1>;
+      run(w + begin, stride, columns, x, p.block(), length, begin == 0, to, ahead);
+    }
+  }
+  for (int64_t b = 0; b < blocks; ++b) store_block(p, b, n, columns, sums + b * kVectorPanel * VF);
+}
+
+template <class T>
+inline VectorProblem<T> vector_branch(const LinearWideArgs& a, int64_t which) {
+  const int64_t first = which == 0 ? 0 : a.split, skipped = which == 0 ? 0 : (a.split + 15) / 16 * 16;
+  return {static_cast<const T*>(a.workspace) + skipped * wide_columns(a.k),
+          a.weight ? static_cast<const T*>(a.weight) + which * a.n * a.w_stride : nullptr,
+          a.w_stride,
+          a.bias ? static_cast<const T*>(a.bias) + which * a.n : nullptr,
+          static_cast<T*>(a.out) + first * a.n,
+          static_cast<T*>(a.packed_out),
+          a.activation,
+          (which == 0 ? a.split : a.num_rows) - first, a.n, a.k};
+}
+
+// panel(problem, branch, n, columns, next) for everything that this thread claims; `next`: the first row of the panel
+// after it if threads are equally fast, or past the last one.
+template <class T, class Panel>
+inline void claim_vector_panels(const LinearWideArgs& a, int count, const Panel& panel) {
+  const auto claim = [&] { return a.next->fetch_add(1, std::memory_order_relaxed); };
+  const int64_t units = (a.n + kVectorPanel - 1) / kVectorPanel;
+  int64_t unit = claim(), first = 0;
+  for (int64_t branch = 0; branch < 2; ++branch) {
+    const VectorProblem<T> whole = vector_branch<T>(a, branch);
+    for (int64_t row = 0; row < whole.num_rows; row += kVectorRows, first += units) {
+      VectorProblem<T> p = whole;
+      p.x += row / VF * p.block();
+      p.out += row * p.n;
+      if (p.packed_out) p.packed_out += row * p.n;
+      p.num_rows = min64(kVectorRows, p.num_rows - row);
+      for (; unit < first + units; unit = claim()) {
+        const int64_t n = (unit - first) * kVectorPanel;
+        panel(p, branch, n, min64(kVectorPanel, a.n - n), n + count * kVectorPanel);
+      }
+    }
+  }
+}
+
+template <class T>
+inline void pack_for_vectors(const LinearWideArgs& a, int index, int count) {
+  const int64_t text = (a.split + 15) / 16 * 16 / VF, blocks = text + (a.num_rows - a.split + VF - 1) / VF;
+  const Range range = partition(blocks, 1, index, count);
+  for (int64_t block = range.begin; block < range.end; ++block) {
+    const int64_t row = block < text ? block * VF : a.split + (block - text) * VF;
+    const int64_t rows = max64(0, min64(VF, (block < text ? a.split : a.num_rows) - row));
+    pack_vectors(static_cast<const T*>(a.x) + (rows ? row * a.x_stride : 0), a.x_stride, rows, a.k,
+                 static_cast<T*>(a.workspace) + block * VF * wide_columns(a.k));
+  }
+}
+
+template <class T>
+inline void wide_in_vectors(const LinearWideArgs& a, int count) {
+  float* sums = static_cast<float*>(scratch(vector_panel_bytes(max64(a.split, a.num_rows - a.split))));
+  claim_vector_panels<T>(a, count, [&](const VectorProblem<T>& p, int64_t, int64_t n, int64_t columns, int64_t next) {
+    vector_panel(p, p.w + n * p.w_stride, p.w_stride, n, columns,
+                 next + columns <= p.n ? p.w + next * p.w_stride : nullptr, sums);
+  });
+}
+
+}  // namespace antiphon::ANTIPHON_ISA
