@@ -203,14 +203,14 @@ struct GatherAddArgs {
 };
 
 // What a convolution reads: [batch][block of channels][plane][padded_length] rows of 64 bytes, zero where there is no
-// channel and in the `padding` rows on either side. A row is 32 bfloat16 (AMX tiles; float32 has two planes, the rounded
-// value and what the rounding left) or 16 float32 (one plane) of one time.
+// channel and in the `padding` rows on either side. A row is 32 bfloat16 (AMX, where float32 has two planes, the rounded
+// value and what the rounding left; AVX512-BF16) or 16 float32 (one plane) of one time.
 struct ConvRows {
   char* data;
   int64_t batch, channels, length, planes, padding, padded_length;
-  bool tiles;  // rows of 32 bfloat16
+  bool pairs;  // rows of 32 bfloat16, which are multiplied two at a time, in place of 16 float32
 
-  int64_t blocks() const { return (channels + (tiles ? 31 : 15)) / (tiles ? 32 : 16); }
+  int64_t blocks() const { return (channels + (pairs ? 31 : 15)) / (pairs ? 32 : 16); }
   int64_t bytes() const { return batch * blocks() * planes * padded_length * 64; }
   char* row(int64_t n, int64_t block, int64_t plane) const {  // of time 0
     return data + (((n * blocks() + block) * planes + plane) * padded_length + padding) * 64;
@@ -246,7 +246,7 @@ struct ConvWeightArgs {
   const int64_t* taps;   // [num_taps], those to take
   void* packed;          // conv1d.cpp says how
   int64_t out_channels, in_channels, num_taps, planes;
-  bool tiles;
+  bool pairs;
 };
 
 // Output time stride * t + phase of a convolution (stride 1) or a transposed one: taps[j] meets input time t + offsets[j].

@@ -13,8 +13,9 @@ namespace {
 constexpr int64_t kFewChannels = 16;  // up to here float32 vectors: two bfloat16 parts are too inexact in the narrow stages
 constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
 
-bool use_tiles(DType dtype, int64_t channels) {
-  return active_isa() == Isa::amx && (dtype == DType::bf16 || channels > kFewChannels);
+bool use_pairs(DType dtype, int64_t channels) {
+  const Isa isa = active_isa();
+  return isa == Isa::amx ? dtype == DType::bf16 || channels > kFewChannels : isa == Isa::avx512bf16 && dtype == DType::bf16;
 }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -44,14 +45,14 @@ int64_t sheet_size(int64_t batch, int64_t channels, int64_t length) { return bat
 }  // namespace
 
 PackedConv::PackedConv(DType dtype, const void* bias, int64_t out_channels, int64_t in_channels, int64_t stride)
-    : kernel_(kernels()), dtype_(dtype), tiles_(use_tiles(dtype, std::min(out_channels, in_channels))),
+    : kernel_(kernels()), dtype_(dtype), pairs_(use_pairs(dtype, std::min(out_channels, in_channels))),
       out_channels_(out_channels), in_channels_(in_channels), stride_(stride),
-      planes_(tiles_ && dtype == DType::f32 ? 2 : 1), bias_(round_up(out_channels, 32)) {
+      planes_(pairs_ && dtype == DType::f32 ? 2 : 1), bias_(round_up(out_channels, 32)) {
   for (int64_t i = 0; bias && i < out_channels; ++i) bias_[i] = value(dtype, bias, i);
 }
 
 void PackedConv::add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps, std::vector<int64_t> offsets) {
-  const int64_t in_block = tiles_ ? 32 : 16, element = tiles_ || dtype_ == DType::bf16 ? 2 : 4;
+  const int64_t in_block = pairs_ ? 32 : 16, element = pairs_ || dtype_ == DType::bf16 ? 2 : 4;
   const int64_t steps = round_up(in_channels_, in_block) / in_block * static_cast<int64_t>(taps.size());
   const int64_t bytes = round_up(out_channels_, 32) * steps * in_block * element * planes_;
   for (int64_t offset : offsets) padding_ = std::max(padding_, std::abs(offset));
@@ -60,7 +61,7 @@ void PackedConv::add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps
   args.num_taps = static_cast<int64_t>(taps.size());
   args.packed = phases_.back().packed.reserve(bytes);
   args.planes = planes_;
-  args.tiles = tiles_;
+  args.pairs = pairs_;
   launch(kernel_.conv1d_weight, args);
   bytes_ += bytes;
 }
@@ -95,7 +96,7 @@ PackedConv PackedConv::transposed(DType dtype, const void* weight, const void* b
 }
 
 ConvRows PackedConv::rows(int64_t batch, int64_t length, int64_t padding) const {
-  return {nullptr, batch, in_channels_, length, planes_, padding, length + 2 * padding + kSpare, tiles_};
+  return {nullptr, batch, in_channels_, length, planes_, padding, length + 2 * padding + kSpare, pairs_};
 }
 
 void PackedConv::run(const ConvRows& rows, const float* residual, const float* total, float scale, float* out) const {

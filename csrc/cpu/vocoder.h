@@ -42,7 +42,7 @@ class PackedConv {
 
   const Kernels& kernel_;
   DType dtype_;
-  bool tiles_;
+  bool pairs_;
   int64_t out_channels_, in_channels_, stride_, planes_, padding_ = 0, bytes_ = 0;
   std::vector<float> bias_;
   std::vector<Taps> phases_;

@@ -98,7 +98,7 @@ void alias_free_snake_rows(const SnakeRowsArgs& a, int, int) {
   const Filters filters(a.up_filter, a.down_filter);
   const float largest_gain = gain(a.up_filter);
   const int64_t spans = (r.length + kSpan - 1) / kSpan, units = r.batch * r.blocks() * spans;
-  const int64_t sheets = (r.channels + 15) / 16, per_row = r.tiles ? 32 : 16, element = 64 / per_row;
+  const int64_t sheets = (r.channels + 15) / 16, per_row = r.pairs ? 32 : 16, element = 64 / per_row;
   const int64_t low = r.planes == 2 ? r.padded_length * 32 : 0;
   for (int64_t unit; (unit = a.next->fetch_add(1, std::memory_order_relaxed)) < units;) {
     const int64_t begin = unit % spans * kSpan, n = min64(kSpan, r.length - begin);
@@ -113,7 +113,7 @@ void alias_free_snake_rows(const SnakeRowsArgs& a, int, int) {
       }
       const Lanes lanes{a.sheet + (batch * sheets + channel / 16) * r.length * 16 + channel % 16, r.length,
                         min64(VF, r.channels - channel), a.alpha + channel, a.inv_beta + channel, largest_gain};
-      r.tiles ? span(lanes, filters, begin, n, reinterpret_cast<bf16*>(to), 32, low)
+      r.pairs ? span(lanes, filters, begin, n, reinterpret_cast<bf16*>(to), 32, low)
               : span(lanes, filters, begin, n, reinterpret_cast<float*>(to), 16, low);
     }
   }

@@ -7,13 +7,14 @@
 //   AMX (conv1d_amx.h): tiles of 16 times x 32 channels meet 32 x 16 weights. float32 is two bfloat16 planes and three of
 //     the four products, an error near 2^-16 of the largest terms.
 //   elsewhere, and for few channels in float32 (conv1d_vector.h): fused multiply-adds of broadcast inputs and vectors of
-//     output channels.
+//     output channels, with AVX512-BF16 two inputs at a time.
 #include "kernels.h"
 #include "simd.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr int64_t kConvChannels = 32, kConvSpan = 640, kConvTimes = 32, kConvWeightBytes = 28 << 10;
+constexpr int64_t kConvMaxSteps = kConvWeightBytes / 1024;  // of 16 inputs by 32 outputs of two bytes, the smallest
 constexpr int64_t kConvSums = (kConvSpan + kConvTimes) * 16;  // of 16 output channels; times may be rounded up
 
 // Steps [begin, end) of one unit.
@@ -24,10 +25,16 @@ struct ConvChunk {
   const int64_t* offsets;
   int64_t num_taps, begin, end, times, channels, plane_bytes, block_bytes;
   float* sums;           // [2][kConvSums], each [times][16]
+
+  // Where the input of each step is, in bytes from that of the first one of all.
+  void step_offsets(int64_t (&at)[kConvMaxSteps]) const {
+    for (int64_t s = begin; s < end; ++s) at[s - begin] = s / num_taps * block_bytes + offsets[s % num_taps] * 64;
+  }
 };
 
 }  // namespace antiphon::ANTIPHON_ISA
 
+#include "conv1d_pairs.h"
 #include "conv1d_vector.h"
 #if defined(__AMX_BF16__)
 #include "conv1d_amx.h"
@@ -57,18 +64,17 @@ void store_unit(const Conv1dArgs& a, const float* sums, int64_t batch, int64_t c
 
 template <class T>
 void pack(const ConvWeightArgs& a, int index, int count) {
-#if defined(__AMX_BF16__)
-  if (a.tiles) return pack_tiles<T>(a, index, count);
-#endif
-  pack_vectors<T>(a, index, count);
+  a.pairs ? pack_pairs<T>(a, index, count) : pack_singles<T>(a, index, count);
 }
 
 template <class T>
 void chunk_of(const ConvRows& rows, const ConvChunk& c) {
 #if defined(__AMX_BF16__)
-  if (rows.tiles) return rows.planes == 2 ? tile_chunk<true>(c) : tile_chunk<false>(c);
+  if (rows.pairs) return rows.planes == 2 ? tile_chunk<true>(c) : tile_chunk<false>(c);
+#elif defined(__AVX512BF16__)
+  if (rows.pairs) return vector_chunk<Pairs>(c);
 #endif
-  vector_chunk<T>(c);
+  vector_chunk<Singles<T>>(c);
   (void)rows;
 }
 
@@ -77,10 +83,10 @@ void run(const Conv1dArgs& a) {
   const ConvRows& rows = a.rows;
   const int64_t out_blocks = (a.out_channels + kConvChannels - 1) / kConvChannels;
   const int64_t spans = (rows.length + kConvSpan - 1) / kConvSpan, units = out_blocks * a.stride * rows.batch * spans;
-  const int64_t step = rows.tiles ? rows.planes * 2048 : 16 * kConvChannels * sizeof(T), chunk = kConvWeightBytes / step;
+  const int64_t step = rows.pairs ? rows.planes * 2 * kPairElements : 16 * kConvChannels * sizeof(T), chunk = kConvWeightBytes / step;
   float* sums = static_cast<float*>(scratch(2 * kConvSums * sizeof(float)));
 #if defined(__AMX_BF16__)
-  if (rows.tiles) configure_tiles(16);
+  if (rows.pairs) configure_tiles(16);
 #endif
   for (int64_t unit; (unit = a.next->fetch_add(1, std::memory_order_relaxed)) < units;) {
     const int64_t span = unit % spans, batch = unit / spans % rows.batch, rest = unit / spans / rows.batch;
@@ -99,7 +105,7 @@ void run(const Conv1dArgs& a) {
     store_unit(a, sums, batch, out_block * kConvChannels, t, c.times, phase);
   }
 #if defined(__AMX_BF16__)
-  if (rows.tiles) _tile_release();
+  if (rows.pairs) _tile_release();
 #endif
 }
 

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kSpan = 64;  // times at once: what is written stays in the first-level cache until it is whole
 
 template <class T>
-void write_tiles(const T* x, const ConvRows& r, int64_t n, int64_t block, int64_t t, int64_t times) {
+void write_pairs(const T* x, const ConvRows& r, int64_t n, int64_t block, int64_t t, int64_t times) {
   bf16* high = reinterpret_cast<bf16*>(r.row(n, block, 0)) + t * 32;
   bf16* low = reinterpret_cast<bf16*>(r.row(n, block, r.planes - 1)) + t * 32;
   for (int64_t c = 0; c < 32; ++c) {
@@ -41,7 +41,7 @@ void fill_rows(const ConvRowsArgs& a, int index, int count) {
     r.clear_padding(n, block);
     for (int64_t t = 0; t < r.length; t += kSpan) {
       const int64_t times = min64(kSpan, r.length - t);
-      r.tiles ? write_tiles(x, r, n, block, t, times) : write_floats(x, r, n, block, t, times);
+      r.pairs ? write_pairs(x, r, n, block, t, times) : write_floats(x, r, n, block, t, times);
     }
   }
 }
