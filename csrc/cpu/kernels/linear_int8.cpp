@@ -9,11 +9,14 @@
 #include "row_units.h"
 #if defined(__AMX_INT8__)
 #include "linear_int8_amx.h"
+#elif defined(__AVX512VNNI__)
+#include "linear_int8_vnni.h"
 #endif
 
 namespace antiphon::ANTIPHON_ISA {
 namespace {
 
+#if !defined(__AVX512VNNI__)
 constexpr int kInt8Rows = 4, kInt8Cols = 2;
 
 template <class T>
@@ -88,25 +91,33 @@ void int8_rows(const Int8Problem<T>& p, const Planes* x, int64_t n) {
 }
 
 template <class T>
-void int8_branch(const LinearInt8Args& a, int which, RowUnits units) {
-  const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
-  const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
-  const Int8Problem<T> p{a.weight + which * a.n * a.k,
-                         a.scale + which * a.n,
-                         a.bias ? static_cast<const T*>(a.bias) + which * a.n : nullptr,
-                         static_cast<T*>(a.out) + first * a.n,
-                         a.n, last - first, a.k};
-#if defined(__AMX_INT8__)
-  return tile_linear_int8(x, a.x_stride, p.num_rows, p.w, p.scale, p.bias, p.out, a.n, a.k, units);
-#endif
+void rows_linear_int8(const T* x, int64_t x_stride, int64_t num_rows, const int8_t* w, const float* scale, const T* bias,
+                      T* out, int64_t n, int64_t k, RowUnits units) {
+  const Int8Problem<T> p{w, scale, bias, out, n, num_rows, k};
   Planes planes[kMaxSkinnyRows];
-  auto* memory = static_cast<IntDot::Plane*>(scratch(2 * p.num_rows * a.k * static_cast<int64_t>(sizeof(IntDot::Plane))));
-  split_rows(x, a.x_stride, p.num_rows, a.k, memory, planes);
+  auto* memory = static_cast<IntDot::Plane*>(scratch(2 * num_rows * k * static_cast<int64_t>(sizeof(IntDot::Plane))));
+  split_rows(x, x_stride, num_rows, k, memory, planes);
   for (Range range; units.take(range);) {
-    int64_t n = range.begin;
-    for (; n + kInt8Rows <= range.end; n += kInt8Rows) int8_rows<T, kInt8Rows>(p, planes, n);
-    for (; n < range.end; ++n) int8_rows<T, 1>(p, planes, n);
+    int64_t row = range.begin;
+    for (; row + kInt8Rows <= range.end; row += kInt8Rows) int8_rows<T, kInt8Rows>(p, planes, row);
+    for (; row < range.end; ++row) int8_rows<T, 1>(p, planes, row);
   }
+}
+#endif
+
+template <class T>
+void int8_branch(const LinearInt8Args& a, int which, const RowUnits& units) {
+  const int64_t first = which == 0 ? 0 : a.split, num_rows = (which == 0 ? a.split : a.num_rows) - first;
+#if defined(__AMX_INT8__)
+  const auto run = tile_linear_int8<T>;
+#elif defined(__AVX512VNNI__)
+  const auto run = vnni_linear_int8<T>;
+#else
+  const auto run = rows_linear_int8<T>;
+#endif
+  run(static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, num_rows, a.weight + which * a.n * a.k,
+      a.scale + which * a.n, a.bias ? static_cast<const T*>(a.bias) + which * a.n : nullptr,
+      static_cast<T*>(a.out) + first * a.n, a.n, a.k, units);
 }
 
 template <class T>

@@ -28,4 +28,18 @@ struct WeightsAhead {
   }
 };
 
+// Memory without gaps, so many lines a step; for loops of few instructions.
+struct LinesAhead {
+  const char *p, *end;
+  int64_t bytes;
+
+  LinesAhead(const void* first, int64_t bytes, int64_t steps)
+      : p(static_cast<const char*>(first)), end(p + bytes), bytes((bytes / 64 + steps - 1) / steps * 64) {}
+
+  void fetch() {
+    if (p >= end) return;
+    for (const char* until = p + bytes; p < until; p += 64) prefetch(p);
+  }
+};
+
 }  // namespace antiphon::ANTIPHON_ISA
