@@ -71,17 +71,22 @@ inline bf16 with_upper_byte(bf16 x, int32_t escape) {
   return {static_cast<uint16_t>((x.bits & 0xff) | (escape & 0xff) << 8)};
 }
 
-// Row `row` of all branches' rows, whose bytes start at `bytes`.
+// Row `row` of all branches' rows, whose bytes start at `bytes`; before(group's bytes) asks for what is read later.
+template <class Before>
 inline void widen_row(const uint8_t* bytes, const int32_t* codes, const UpperBytes& upper, int64_t row, int64_t k,
-                      bf16* out) {
+                      bf16* out, const Before& before) {
   for (int64_t i = 0; i < k; i += kCompactGroup, bytes += kCompactGroupBytes) {
-    prefetch(bytes + 1024);
-    prefetch(bytes + 1088);
-    prefetch(bytes + 1152);
+    before(bytes);
     widen_group(bytes, upper, out + i, 32);
   }
   const int32_t* starts = codes + kCompactTableWords;
   for (int64_t e = starts[row]; e < starts[row + 1]; ++e) out[codes[e] >> 8] = with_upper_byte(out[codes[e] >> 8], codes[e]);
+}
+inline void widen_row(const uint8_t* bytes, const int32_t* codes, const UpperBytes& upper, int64_t row, int64_t k,
+                      bf16* out) {
+  widen_row(bytes, codes, upper, row, k, out, [](const uint8_t* group) {
+    for (int64_t i = 1024; i < 1024 + kCompactGroupBytes; i += 64) prefetch(group + i);
+  });
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -31,9 +31,14 @@ void branch(const LinearArgs& a, int which, RowUnits units) {
 #endif
   for (Range range; units.take(range);) {
     int64_t n = range.begin;
-    for (; n + kBlockRows <= range.end; n += kBlockRows)
-      row_block<T, kBlockRows>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
-    for (; n < range.end; ++n) row_block<T, 1>(p, w + n * a.w_stride, bias ? bias + n : nullptr, out + n, a.n);
+    const auto block = [&](auto run, int64_t rows) {
+      const T* first = w + n * a.w_stride;
+      LinesAhead ahead(first + rows * a.w_stride, rows * a.w_stride * static_cast<int64_t>(sizeof(T)), block_steps(p));
+      run(p, first, bias ? bias + n : nullptr, out + n, a.n, ahead);
+      n += rows;
+    };
+    while (n + kBlockRows <= range.end) block(row_block<T, kBlockRows>, kBlockRows);
+    while (n < range.end) block(row_block<T, 1>, 1);
   }
 }
 

@@ -30,22 +30,19 @@ void branch(const LinearCompactArgs& a, int which, RowUnits units) {
   bf16* out = a.out + first * a.n;
   const UpperBytes upper(a.codes);
   bf16* rows = static_cast<bf16*>(scratch(kBlockRows * a.k * 2));
-  const auto widen = [&](int64_t n, int64_t count) {
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t row = which * a.n + n + r;
-      widen_row(a.weight + row * compact_row_bytes(a.k), a.codes, upper, row, a.k, rows + r * a.k);
-    }
-  };
   for (Range range; units.take(range);) {
     int64_t n = range.begin;
-    for (; n + kBlockRows <= range.end; n += kBlockRows) {
-      widen(n, kBlockRows);
-      row_block<bf16, kBlockRows>(p, rows, bias ? bias + n : nullptr, out + n, a.n);
-    }
-    for (; n < range.end; ++n) {
-      widen(n, 1);
-      row_block<bf16, 1>(p, rows, bias ? bias + n : nullptr, out + n, a.n);
-    }
+    const auto block = [&](auto run, int64_t count) {
+      const int64_t row_bytes = compact_row_bytes(a.k), row = which * a.n + n;
+      const uint8_t* first = a.weight + row * row_bytes;
+      LinesAhead ahead(first + count * row_bytes, count * row_bytes, block_steps(p) + count * (a.k / kCompactGroup));
+      for (int64_t r = 0; r < count; ++r)
+        widen_row(first + r * row_bytes, a.codes, upper, row + r, a.k, rows + r * a.k, [&](const uint8_t*) { ahead.fetch(); });
+      run(p, rows, bias ? bias + n : nullptr, out + n, a.n, ahead);
+      n += count;
+    };
+    while (n + kBlockRows <= range.end) block(row_block<bf16, kBlockRows>, kBlockRows);
+    while (n < range.end) block(row_block<bf16, 1>, 1);
   }
 }
 #endif

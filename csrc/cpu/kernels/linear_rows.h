@@ -1,19 +1,20 @@
 // Rows of W against few rows of x in vectors: every sum is one vector of partial sums over k = lane, lane + width, ...,
 // then hsum, whatever stands beside it.
 //
-// A block is 4 rows of W against up to 4 rows of x (16 accumulators). K is walked in chunks short enough that a chunk
-// of the 4 rows of W, once read from memory, stays in the first-level cache for the other blocks of x rows.
+// A block is 4 rows of W against up to 4 rows of x (16 accumulators). k is walked in chunks short enough that a chunk of
+// all rows of x, and of the 4 rows of W once it is read from memory, stays in the first-level cache. What is read after the
+// block is asked for evenly in the meantime.
 #pragma once
 
 #include "kernels.h"
 #include "simd.h"
+#include "weights_ahead.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr int kBlockRows = 4;
 constexpr int kBlockCols = 4;
-constexpr int64_t kChunkBytes = 4096;   // of one row of W
-constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kRowsCached = 24 << 10;  // bytes of x
 
 template <class T>
 struct RowProblem {
@@ -24,17 +25,18 @@ struct RowProblem {
 
 // acc[r][c] += W rows r . x rows c over elements [begin, end)
 template <class T, int R, int C>
-inline void accumulate(const T* const* w, const T* const* x, int64_t begin, int64_t end, vf (&acc)[kBlockRows][kBlockCols]) {
+inline void accumulate(const T* const* w, const T* const* x, int64_t begin, int64_t end, LinesAhead& ahead,
+                       vf (&acc)[kBlockRows][kBlockCols]) {
   using D = Dot<T>;
   vf sum[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sum[r][c] = acc[r][c];
   int64_t k = begin;
   for (; k + D::width <= end; k += D::width) {
+    ahead.fetch();
     typename D::vec columns[C];
     for (int c = 0; c < C; ++c) columns[c] = D::load(x[c] + k);
     for (int r = 0; r < R; ++r) {
-      prefetch(reinterpret_cast<const char*>(w[r] + k) + kPrefetchBytes);
       const typename D::vec row = D::load(w[r] + k);
       for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, columns[c]);
     }
@@ -49,19 +51,26 @@ inline void accumulate(const T* const* w, const T* const* x, int64_t begin, int6
 }
 
 template <class T, int R>
-inline void accumulate_columns(int c, const T* const* w, const T* const* x, int64_t begin, int64_t end,
+inline void accumulate_columns(int c, const T* const* w, const T* const* x, int64_t begin, int64_t end, LinesAhead& ahead,
                                vf (&acc)[kBlockRows][kBlockCols]) {
   switch (c) {
-    case 1: return accumulate<T, R, 1>(w, x, begin, end, acc);
-    case 2: return accumulate<T, R, 2>(w, x, begin, end, acc);
-    case 3: return accumulate<T, R, 3>(w, x, begin, end, acc);
-    default: return accumulate<T, R, 4>(w, x, begin, end, acc);
+    case 1: return accumulate<T, R, 1>(w, x, begin, end, ahead, acc);
+    case 2: return accumulate<T, R, 2>(w, x, begin, end, ahead, acc);
+    case 3: return accumulate<T, R, 3>(w, x, begin, end, ahead, acc);
+    default: return accumulate<T, R, 4>(w, x, begin, end, ahead, acc);
   }
+}
+
+// Steps of a block, of which each may ask for something.
+template <class T>
+inline int64_t block_steps(const RowProblem<T>& p) {
+  return (p.num_rows + kBlockCols - 1) / kBlockCols * max64(1, p.k / Dot<T>::width);
 }
 
 // R rows of W from `w` on against all rows of the problem; out[t * out_stride + r].
 template <class T, int R>
-inline void row_block(const RowProblem<T>& p, const T* w, const T* bias, T* out, int64_t out_stride) {
+inline void row_block(const RowProblem<T>& p, const T* w, const T* bias, T* out, int64_t out_stride, LinesAhead& ahead) {
+  constexpr int64_t kWidth = Dot<T>::width;
   vf acc[kMaxSkinnyRows / kBlockCols][kBlockRows][kBlockCols];
   const T* rows[R];
   for (int r = 0; r < R; ++r) rows[r] = w + r * p.w_stride;
@@ -69,13 +78,14 @@ inline void row_block(const RowProblem<T>& p, const T* w, const T* bias, T* out,
   for (int64_t g = 0; g < groups; ++g)
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < kBlockCols; ++c) acc[g][r][c] = set1(0.0f);
-  const int64_t chunk = groups == 1 ? p.k : kChunkBytes / static_cast<int64_t>(sizeof(T));
+  const int64_t most = kRowsCached / (p.num_rows * kWidth * static_cast<int64_t>(sizeof(T)));
+  const int64_t chunk = groups == 1 ? p.k : max64(1, most) * kWidth;
   for (int64_t begin = 0; begin < p.k; begin += chunk)
     for (int64_t g = 0; g < groups; ++g) {
       const T* columns[kBlockCols];
       const int64_t count = min64(kBlockCols, p.num_rows - g * kBlockCols);
       for (int64_t c = 0; c < count; ++c) columns[c] = p.x + (g * kBlockCols + c) * p.x_stride;
-      accumulate_columns<T, R>(static_cast<int>(count), rows, columns, begin, min64(begin + chunk, p.k), acc[g]);
+      accumulate_columns<T, R>(static_cast<int>(count), rows, columns, begin, min64(begin + chunk, p.k), ahead, acc[g]);
     }
   for (int64_t t = 0; t < p.num_rows; ++t)
     for (int r = 0; r < R; ++r) {
