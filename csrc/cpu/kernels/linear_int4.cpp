@@ -10,7 +10,7 @@
 #if defined(__AMX_INT8__)
 #include "linear_int4_amx.h"
 #elif defined(__AVX512VNNI__)
-#include "linear_int4_vnni.h"
+#include "linear_int4_words.h"
 #else
 #include "linear_int4_rows.h"
 #endif
@@ -33,7 +33,7 @@ void int4_branch(const LinearInt4Args& a, int which, const RowUnits& units) {
 #if defined(__AMX_INT8__)
   const auto run = num_rows < kTileRowsFrom ? vnni_linear_int4<T> : tile_linear_int4<T>;
 #elif defined(__AVX512VNNI__)
-  const auto run = vnni_linear_int4<T>;
+  const auto run = word_linear_int4<T>;
 #else
   const auto run = rows_linear_int4<T>;
 #endif
