@@ -1,22 +1,81 @@
-// The block of attention.h in vectors of float32; included by it.
+// The block of attention.h in vectors of float32 sums; included by it.
 #pragma once
+
+#include "word_blocks.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
-// Queries and sums are [group][dim][VF]; a block of keys is [key][dim], of values [dim / kDims][key][kDims].
+// How elements are multiplied: one by one in float32, or in words of two bfloat16.
+template <class T>
+struct Floats {
+  using Stored = float;
+  using Vec = vf;
+  static constexpr int64_t kWord = 1;
+  static Stored stored(T x) { return widen(x); }
+  static Vec load(const float* p) { return ANTIPHON_ISA::load(p); }
+  static Vec splat(const float* p) { return set1(*p); }
+  static vf step(vf sum, Vec a, Vec b) { return fmadd(a, b, sum); }
+  static void put(float* to, vf a, vf b) {
+    store(to, through<T>(a));
+    store(to + VF, through<T>(b));
+  }
+  // [dims][VF] of VF rows, zero past `rows` and `dim`.
+  template <class Row>
+  static void pack(const Row& row, int64_t rows, int64_t dim, int64_t dims, float* to) {
+    for (int64_t d = 0; d < dims; d += VF) {
+      vf values[VF];
+      for (int64_t i = 0; i < VF; ++i)
+        values[i] = i < rows && d < dim ? load_upto(row(i) + d, min64(VF, dim - d)) : set1(0.0f);
+      transpose(values);
+      for (int64_t k = 0; k < min64(VF, dims - d); ++k) store(to + (d + k) * VF, values[k]);
+    }
+  }
+};
+
+struct BfloatPairs {
+  using Stored = bf16;
+  using Vec = Dot<bf16>::vec;
+  static constexpr int64_t kWord = 2;
+  static Stored stored(bf16 x) { return x; }
+  static Vec load(const bf16* p) { return Dot<bf16>::load(p); }
+  static Vec splat(const bf16* p) { return Dot<bf16>::splat(p); }
+  static vf step(vf sum, Vec a, Vec b) { return Dot<bf16>::step(sum, a, b); }
+  static void put(bf16* to, vf a, vf b) {
+    const vf pair[] = {a, b};
+    store_word_of(to, pair);
+  }
+  template <class Row>
+  static void pack(const Row& row, int64_t rows, int64_t dim, int64_t dims, bf16* to) {
+    pack_words(row, rows, dim, dims, to);
+  }
+};
+
+#if defined(__AVX512BF16__)
+template <class T>
+using VectorForm = std::conditional_t<std::is_same_v<T, bf16>, BfloatPairs, Floats<T>>;
+#else
+template <class T>
+using VectorForm = Floats<T>;
+#endif
+
+// Queries are [group][words of dims][VF][word], sums [group][dim][VF]; a block of keys is [key][dim], of values
+// [dim / kDims][words of keys][kDims][word]. Weights, words of keys too, take the place of the scores.
 template <class T>
 class VectorBlock {
  public:
-  using Stored = float;
+  using Form = VectorForm<T>;
+  using Stored = typename Form::Stored;
+  using Vec = typename Form::Vec;
+  static constexpr int64_t kWord = Form::kWord;
   static constexpr int64_t kPieces = 1;  // Stored of an element
   static constexpr int64_t kKeys = VF == 16 ? 8 : 4, kDims = kKeys;  // accumulators: as many by two groups
 
   VectorBlock(int64_t head_dim, int64_t groups) : dim_(head_dim), padded_(padded(head_dim)) {
     const int64_t state = groups * padded_ * VF, scores = 2 * kKeyBlock * VF;
-    queries_ = static_cast<float*>(scratch((2 * state + scores) * 4 + groups * sizeof(Lanes)));
-    sums_ = queries_ + state;
+    sums_ = static_cast<float*>(scratch((state + scores) * 4 + state * sizeof(Stored) + groups * sizeof(Lanes)));
     scores_ = sums_ + state;
-    lanes_ = reinterpret_cast<Lanes*>(scores_ + scores);
+    queries_ = reinterpret_cast<Stored*>(scores_ + scores);
+    lanes_ = reinterpret_cast<Lanes*>(queries_ + state);
     std::memset(sums_, 0, state * 4);
   }
   static int64_t padded(int64_t head_dim) { return round_up(head_dim, kDims); }
@@ -26,30 +85,24 @@ class VectorBlock {
 
   template <class Problem>
   void load_queries(const Problem& p, int64_t row, int64_t rows, int64_t group) {
-    float* to = queries_ + group * padded_ * VF;
-    for (int64_t d = 0; d < padded_; d += VF) {
-      vf values[VF];
-      for (int64_t i = 0; i < VF; ++i)
-        values[i] = i < rows && d < dim_ ? load_upto(p.query(row + i) + d, min64(VF, dim_ - d)) : set1(0.0f);
-      transpose(values);
-      for (int64_t k = 0; k < min64(VF, padded_ - d); ++k) store(to + (d + k) * VF, values[k]);
-    }
+    Form::pack([&](int64_t i) { return p.query(row + i); }, rows, dim_, padded_, queries_ + group * padded_ * VF);
   }
 
   // Keys [first, first + n) to rows [at, at + kKeyStep) of a block, zero past n.
   template <class Problem>
-  static void pack(const Problem& p, int64_t first, int64_t n, float* block, int64_t at) {
+  static void pack(const Problem& p, int64_t first, int64_t n, Stored* block, int64_t at) {
     const int64_t dim = p.head_dim, width = padded(dim);
-    float* keys = block + at * width;
-    float* values = block + kKeyBlock * width + at * kDims;
-    std::memset(keys, 0, kKeyStep * width * 4);
-    for (int64_t d = 0; d < width; d += kDims) std::memset(values + d * kKeyBlock, 0, kKeyStep * kDims * 4);
+    Stored* keys = block + at * width;
+    Stored* values = block + kKeyBlock * width + at * kDims;
+    std::memset(keys, 0, kKeyStep * width * sizeof(Stored));
+    for (int64_t d = 0; d < width; d += kDims) std::memset(values + d * kKeyBlock, 0, kKeyStep * kDims * sizeof(Stored));
     for (int64_t j = 0; j < n; ++j) {
       const T* k = p.key(first + j);
       const T* v = p.value(first + j);
-      for (int64_t d = 0; d < dim; ++d) keys[j * width + d] = widen(k[d]);
+      Stored* to = values + j / kWord * kWord * kDims + j % kWord;
+      for (int64_t d = 0; d < dim; ++d) keys[j * width + d] = Form::stored(k[d]);
       for (int64_t d = 0; d < dim; d += kDims)
-        for (int64_t i = 0; i < min64(kDims, dim - d); ++i) values[d * kKeyBlock + j * kDims + i] = widen(v[d + i]);
+        for (int64_t i = 0; i < min64(kDims, dim - d); ++i) to[d * kKeyBlock + i * kWord] = Form::stored(v[d + i]);
     }
   }
 
@@ -57,8 +110,7 @@ class VectorBlock {
     for (auto m = meetings.next(); m.n > 0; m = meetings.next()) {
       m.groups == 2 ? score<2>(m.keys, m.group, m.n) : score<1>(m.keys, m.group, m.n);
       weigh<T>(*this, m, scores_, factor, [&](int64_t g, int64_t j, vf a, vf b) {
-        store(scores_ + (g * kKeyBlock + j) * VF, through<T>(a));
-        store(scores_ + (g * kKeyBlock + j + 1) * VF, through<T>(b));
+        Form::put(weights(g) + j * VF, a, b);
       });
       m.groups == 2 ? mix<2>(m.keys, m.group, m.n) : mix<1>(m.keys, m.group, m.n);
     }
@@ -77,20 +129,23 @@ class VectorBlock {
   }
 
  private:
+  // Of group g of a meeting, over its scores: a word is never behind the scores that it is made of.
+  Stored* weights(int64_t g) { return reinterpret_cast<Stored*>(scores_ + g * kKeyBlock * VF); }
+
   // Scores of groups [group, group + kGroups) against the block's first n keys.
   template <int kGroups>
-  void score(const float* keys, int64_t group, int64_t n) {
-    const float* q = queries_ + group * padded_ * VF;
+  void score(const Stored* keys, int64_t group, int64_t n) {
+    const Stored* q = queries_ + group * padded_ * VF;
     for (int64_t j = 0; j < n; j += kKeys) {
       vf sums[kKeys][kGroups];
       for (auto& row : sums)
         for (vf& sum : row) sum = set1(0.0f);
-      for (int64_t d = 0; d < dim_; ++d) {
-        vf x[kGroups];
-        for (int g = 0; g < kGroups; ++g) x[g] = load(q + (g * padded_ + d) * VF);
+      for (int64_t d = 0; d < dim_; d += kWord) {
+        Vec x[kGroups];
+        for (int g = 0; g < kGroups; ++g) x[g] = Form::load(q + (g * padded_ + d) * VF);
         for (int k = 0; k < kKeys; ++k) {
-          const vf key = set1(keys[(j + k) * padded_ + d]);
-          for (int g = 0; g < kGroups; ++g) sums[k][g] = fmadd(key, x[g], sums[k][g]);
+          const Vec key = Form::splat(keys + (j + k) * padded_ + d);
+          for (int g = 0; g < kGroups; ++g) sums[k][g] = Form::step(sums[k][g], key, x[g]);
         }
       }
       for (int k = 0; k < kKeys; ++k)
@@ -100,21 +155,21 @@ class VectorBlock {
 
   // Adds weights times values of the block's first n keys to the sums, which decay first.
   template <int kGroups>
-  void mix(const float* block, int64_t group, int64_t n) {
+  void mix(const Stored* block, int64_t group, int64_t n) {
     vf decay[kGroups];
     for (int g = 0; g < kGroups; ++g) decay[g] = load(lanes_[group + g].decay);
     for (int64_t d = 0; d < padded_; d += kDims) {
-      const float* v = block + kKeyBlock * (padded_ + d);
+      const Stored* v = block + kKeyBlock * (padded_ + d);
       float* to = sums_ + (group * padded_ + d) * VF;
       vf sums[kDims][kGroups];
       for (int k = 0; k < kDims; ++k)
         for (int g = 0; g < kGroups; ++g) sums[k][g] = mul(load(to + (g * padded_ + k) * VF), decay[g]);
-      for (int64_t j = 0; j < n; ++j) {
-        vf w[kGroups];
-        for (int g = 0; g < kGroups; ++g) w[g] = load(scores_ + (g * kKeyBlock + j) * VF);
+      for (int64_t j = 0; j < n; j += kWord) {
+        Vec w[kGroups];
+        for (int g = 0; g < kGroups; ++g) w[g] = Form::load(weights(g) + j * VF);
         for (int k = 0; k < kDims; ++k) {
-          const vf value = set1(v[j * kDims + k]);
-          for (int g = 0; g < kGroups; ++g) sums[k][g] = fmadd(value, w[g], sums[k][g]);
+          const Vec value = Form::splat(v + j * kDims + k * kWord);
+          for (int g = 0; g < kGroups; ++g) sums[k][g] = Form::step(sums[k][g], value, w[g]);
         }
       }
       for (int k = 0; k < kDims; ++k)
@@ -123,7 +178,8 @@ class VectorBlock {
   }
 
   int64_t dim_, padded_;
-  float *queries_, *sums_, *scores_;
+  float *sums_, *scores_;
+  Stored* queries_;
   Lanes* lanes_;
 };
 

@@ -1,7 +1,6 @@
 // Wide linear in vectors of float32: VF rows of x stand side by side in a vector, W is read as it lies.
 //
-// A word is 4 bytes of a row: a float or two neighbouring bfloat16. x is packed in blocks of VF rows, word by word, so that
-// a word of a row of W, in all lanes, meets the same word of VF rows of x: 8 rows of W (4 where there are 16 registers) by
+// x is packed in blocks (word_blocks.h), so that a word of a row of W, in all lanes, meets the same word of VF rows of x: 8 rows of W (4 where there are 16 registers) by
 // three blocks of x are accumulators enough to keep the multipliers busy with half as many loads. k is walked in chunks
 // that stay in the first-level cache for a panel of W and three blocks; sums wait in memory for the next one. An output is
 // one sum over k in order, word by word, so a row has the same result at any number of rows.
@@ -11,6 +10,7 @@
 #include "kernels.h"
 #include "simd.h"
 #include "weights_ahead.h"
+#include "word_blocks.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
@@ -18,8 +18,6 @@ constexpr int64_t kVectorPanel = 32;    // rows of W that all rows of x pass by
 constexpr int64_t kVectorChunk = 128;   // words
 constexpr int64_t kVectorRows = 1024;   // of x at a time: their sums stay in the second-level cache
 
-template <class T>
-constexpr int64_t kWordColumns = Dot<T>::width / VF;
 template <class T>
 constexpr int kRowsOfW = VF == 16 ? 8 : 4;
 template <class T>
@@ -39,26 +37,6 @@ struct VectorProblem {
   int64_t block() const { return VF * wide_columns(k); }  // elements
   int64_t blocks() const { return (num_rows + VF - 1) / VF; }
 };
-
-// At most VF rows of x as a block, zero past them and past k.
-template <class T>
-inline void pack_vectors(const T* x, int64_t stride, int64_t rows, int64_t k, T* out) {
-  constexpr int64_t kWidth = Dot<T>::width;
-  const int64_t end = wide_columns(k);
-  for (int64_t i = 0; i < end; i += kWidth) {
-    vf words[VF];
-    if (rows == VF && i + kWidth <= k) {
-      for (int64_t r = 0; r < VF; ++r) words[r] = load_words(x + r * stride + i);
-    } else {
-      T part[VF][kWidth] = {};
-      for (int64_t r = 0; r < rows; ++r)
-        if (i < k) std::memcpy(part[r], x + r * stride + i, min64(kWidth, k - i) * sizeof(T));
-      for (int64_t r = 0; r < VF; ++r) words[r] = load_words(part[r]);
-    }
-    transpose(words);
-    for (int64_t j = 0; j < min64(VF, (end - i) / kWordColumns<T>); ++j) store_words(out + VF * i + j * kWidth, words[j]);
-  }
-}
 
 // sums[block][row of W][VF] of kRows rows of W, `stride` elements apart, times kBlocks blocks of x, += over columns
 // [0, columns) from `w` and `x` on.
@@ -211,8 +189,9 @@ inline void pack_for_vectors(const LinearWideArgs& a, int index, int count) {
   for (int64_t block = range.begin; block < range.end; ++block) {
     const int64_t row = block < text ? block * VF : a.split + (block - text) * VF;
     const int64_t rows = max64(0, min64(VF, (block < text ? a.split : a.num_rows) - row));
-    pack_vectors(static_cast<const T*>(a.x) + (rows ? row * a.x_stride : 0), a.x_stride, rows, a.k,
-                 static_cast<T*>(a.workspace) + block * VF * wide_columns(a.k));
+    const T* first = static_cast<const T*>(a.x) + (rows ? row * a.x_stride : 0);
+    pack_words([&](int64_t i) { return first + i * a.x_stride; }, rows, a.k, wide_columns(a.k),
+               static_cast<T*>(a.workspace) + block * VF * wide_columns(a.k));
   }
 }
 
