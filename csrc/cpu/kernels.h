@@ -212,6 +212,10 @@ struct ConvRows {
 
   int64_t blocks() const { return (channels + (pairs ? 31 : 15)) / (pairs ? 32 : 16); }
   int64_t bytes() const { return batch * blocks() * planes * padded_length * 64; }
+  int64_t last_words() const {  // of 4 bytes that have channels in a row of the last block
+    const int64_t held = channels - (blocks() - 1) * (pairs ? 32 : 16);
+    return pairs ? (held + 1) / 2 : held;
+  }
   char* row(int64_t n, int64_t block, int64_t plane) const {  // of time 0
     return data + (((n * blocks() + block) * planes + plane) * padded_length + padding) * 64;
   }

@@ -98,11 +98,21 @@ class VectorBlock {
     for (int64_t d = 0; d < width; d += kDims) std::memset(values + d * kKeyBlock, 0, kKeyStep * kDims * sizeof(Stored));
     for (int64_t j = 0; j < n; ++j) {
       const T* k = p.key(first + j);
-      const T* v = p.value(first + j);
-      Stored* to = values + j / kWord * kWord * kDims + j % kWord;
       for (int64_t d = 0; d < dim; ++d) keys[j * width + d] = Form::stored(k[d]);
-      for (int64_t d = 0; d < dim; d += kDims)
-        for (int64_t i = 0; i < min64(kDims, dim - d); ++i) to[d * kKeyBlock + i * kWord] = Form::stored(v[d + i]);
+    }
+    for (int64_t j = 0; j < n; j += kWord) {
+      const int64_t held = min64(kWord, n - j);
+      const T *a = p.value(first + j), *b = p.value(first + j + held - 1);
+      const int64_t whole = held == kWord ? dim / kDims * kDims : 0;
+      for (int64_t d = 0; d < dim; d += kDims) {
+        Stored* to = values + d * kKeyBlock + j * kDims;
+        for (int64_t i = 0; d < whole && i < kDims; ++i) {
+          to[i * kWord] = Form::stored(a[d + i]);
+          to[i * kWord + kWord - 1] = Form::stored(b[d + i]);
+        }
+        for (int64_t i = 0; d >= whole && i < min64(kDims, dim - d); ++i)
+          for (int64_t of = 0; of < held; ++of) to[i * kWord + of] = Form::stored(of ? b[d + i] : a[d + i]);
+      }
     }
   }
 

@@ -24,6 +24,7 @@ struct ConvChunk {
   const char* ahead;     // weights to have in the cache soon, kConvWeightBytes of them, or null
   const int64_t* offsets;
   int64_t num_taps, begin, end, times, channels, plane_bytes, block_bytes;
+  int64_t last_block, last_words;  // step from which on the last block of input channels comes, and its words with channels
   float* sums;           // [2][kConvSums], each [times][16]
 
   // Where the input of each step is, in bytes from that of the first one of all.
@@ -96,7 +97,7 @@ void run(const Conv1dArgs& a) {
     ConvChunk c{rows.row(batch, 0, 0) + t * 64, static_cast<const char*>(p.packed) + out_block * steps * step, nullptr,
                 p.offsets, p.num_taps, 0, 0, min64(kConvSpan, rows.length - t),
                 min64(kConvChannels, a.out_channels - out_block * kConvChannels), rows.padded_length * 64,
-                rows.padded_length * 64 * rows.planes, sums};
+                rows.padded_length * 64 * rows.planes, (rows.blocks() - 1) * p.num_taps, rows.last_words(), sums};
     for (; c.begin < steps; c.begin = c.end) {
       c.end = min64(steps, c.begin + chunk);
       c.ahead = c.end < steps ? c.weights + c.end * step : nullptr;

@@ -57,15 +57,19 @@ inline void vector_products(const ConvChunk& c, const int64_t* at, const typenam
   vf sum[kTimes][kVectors];
   for (int64_t i = 0; i < kTimes; ++i)
     for (int64_t v = 0; v < kVectors; ++v) sum[i][v] = c.begin == 0 ? set1(0.0f) : load(sums[v] + i * 16);
-  for (int64_t s = 0; s < c.end - c.begin; ++s, w += Step::kElements)
-    for (int64_t i = 0; i < 16; ++i) {
-      typename Step::Vec held[kVectors];
-      for (int64_t v = 0; v < kVectors; ++v) held[v] = Step::weights(w, i, lane + v * VF);
-      for (int64_t r = 0; r < kTimes; ++r) {
-        const typename Step::Vec value = Step::input(x + at[s] + r * 64, i);
-        for (int64_t v = 0; v < kVectors; ++v) sum[r][v] = Step::step(sum[r][v], held[v], value);
-      }
+  const auto word = [&](int64_t s, int64_t i) {
+    typename Step::Vec held[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) held[v] = Step::weights(w + s * Step::kElements, i, lane + v * VF);
+    for (int64_t r = 0; r < kTimes; ++r) {
+      const typename Step::Vec value = Step::input(x + at[s] + r * 64, i);
+      for (int64_t v = 0; v < kVectors; ++v) sum[r][v] = Step::step(sum[r][v], held[v], value);
     }
+  };
+  const int64_t steps = c.end - c.begin, whole = c.last_words == 16 ? steps : min64(max64(c.last_block - c.begin, 0), steps);
+  for (int64_t s = 0; s < whole; ++s)
+    for (int64_t i = 0; i < 16; ++i) word(s, i);
+  for (int64_t s = whole; s < steps; ++s)
+    for (int64_t i = 0; i < c.last_words; ++i) word(s, i);
   for (int64_t i = 0; i < kTimes; ++i)
     for (int64_t v = 0; v < kVectors; ++v) store(sums[v] + i * 16, sum[i][v]);
 }

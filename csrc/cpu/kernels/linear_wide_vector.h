@@ -70,7 +70,7 @@ inline void multiply_words(const T* w, int64_t stride, const T* x, int64_t block
 // multiply_words for `rows` rows of W, at most a panel.
 template <class T, int kBlocks>
 inline void multiply_panel(const T* w, int64_t stride, int64_t rows, const T* x, int64_t block, int64_t columns,
-                           bool first, float* sums, WeightsAhead& ahead) {
+                           bool first, float* sums, RowsAhead& ahead) {
   constexpr int kRows = kRowsOfW<T>;
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) {
@@ -125,16 +125,14 @@ inline int64_t vector_panel_bytes(int64_t num_rows) {
 template <class T>
 inline void vector_panel(const VectorProblem<T>& p, const T* w, int64_t stride, int64_t n, int64_t columns,
                          const T* then, float* sums) {
-  constexpr int64_t kChunk = kVectorChunk * kWordColumns<T>;
+  constexpr int64_t kSize = sizeof(T), kChunk = kVectorChunk * kWordColumns<T>;
   constexpr int kBlocks = kBlocksOfX<T>;
   const int64_t blocks = p.blocks(), steps = (blocks + kBlocks - 1) / kBlocks * (kVectorPanel / kRowsOfW<T>);
   for (int64_t begin = 0; begin < p.k; begin += kChunk) {
     const int64_t length = min64(kChunk, p.k - begin), later = begin + kChunk;
-    WeightsAhead ahead;
-    if (later < p.k)
-      ahead = {w + later, stride * static_cast<int64_t>(sizeof(T)), min64(kChunk, p.k - later) * static_cast<int64_t>(sizeof(T)), columns, steps};
-    else if (then)
-      ahead = {then, stride * static_cast<int64_t>(sizeof(T)), min64(kChunk, p.k) * static_cast<int64_t>(sizeof(T)), columns, steps};
+    RowsAhead ahead;
+    if (const T* next = later < p.k ? w + later : then)
+      ahead = {next, stride * kSize, min64(kChunk, later < p.k ? p.k - later : p.k) * kSize, columns, steps};
     for (int64_t b = 0; b < blocks; b += kBlocks) {
       float* to = sums + b * kVectorPanel * VF;
       const T* x = p.x + b * p.block() + begin * VF;

@@ -28,6 +28,24 @@ struct WeightsAhead {
   }
 };
 
+// Whole rows, for steps so long that a few of them do.
+struct RowsAhead {
+  const char* w = nullptr;
+  int64_t stride = 0, row_bytes = 0, rows = 0;
+  int64_t share = 0;  // rows of a step
+  int64_t row = 0;
+
+  RowsAhead() = default;
+  RowsAhead(const void* first, int64_t stride, int64_t row_bytes, int64_t rows, int64_t steps)
+      : w(static_cast<const char*>(first)), stride(stride), row_bytes(row_bytes), rows(rows),
+        share((rows + steps - 1) / steps) {}
+
+  void fetch() {
+    for (const int64_t end = min64(row + share, rows); row < end; ++row)
+      for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(w + row * stride + i, 0, 2);
+  }
+};
+
 // Memory without gaps, so many lines a step; for loops of few instructions.
 struct LinesAhead {
   const char *p, *end;
