@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from antiphon.checkpoint.compact import compact_matrices
 from antiphon.config import LlmConfig
 from antiphon.execution.kv_cache import PAGE_SIZE, allocate, sizes_for
 from antiphon.models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
 from antiphon_kernels.native import bind_decode_step
+from antiphon_kernels.weights_memory import WeightsMemory
 
 WORKERS = Path(__file__).parent / "peer_workers"
 
@@ -76,6 +78,14 @@ def packed(c: LlmConfig, hf: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+def as_loaded(weights: dict[str, Tensor], compact: bool) -> dict[str, Tensor]:
+    """The weights as loading a checkpoint leaves them: matrices compact, or all in pages of 2 MB."""
+    if compact:
+        return dict(compact_matrices(weights.items()))
+    memory = WeightsMemory()
+    return {name: memory.empty(tuple(w.shape), w.dtype).copy_(w) for name, w in weights.items()}
+
+
 class Antiphon:
     """Our model: prefill through the operators, decode steps as the engine runs them, arg max instead of its sampler.
 
@@ -84,8 +94,8 @@ class Antiphon:
 
     name = "antiphon"
 
-    def __init__(self, config: LlmConfig, hf: dict[str, Tensor], max_batch: int, max_len: int):
-        weights = packed(config, hf)
+    def __init__(self, config: LlmConfig, hf: dict[str, Tensor], max_batch: int, max_len: int, compact: bool = False):
+        weights = as_loaded(packed(config, hf), compact)
         self.config, self.model = config, DualQwen(config, weights)
         self.pages = -(-max_len // PAGE_SIZE)
         sizes = sizes_for(config, max_batch * self.pages * PAGE_SIZE)
