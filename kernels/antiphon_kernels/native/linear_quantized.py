@@ -1,5 +1,5 @@
 """Native linear with int8 and int4 weights, read as they are stored: a row has the same result among few rows (decode) and
-among many (prompts). Without AMX, PyTorch serves more than :func:`max_rows` of a branch, with weights widened on the way."""
+among many (prompts). Beyond :func:`max_rows` of a branch weights are widened for ``native.linear`` on the way."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 
 from .. import _native
 from ..branches import check_split
-from ..linear import reference as dense
 from ..linear_int4 import dequantize as dequantize_int4
 from ..linear_int4 import linear_int4
 from ..linear_int8 import dequantize as dequantize_int8
 from ..linear_int8 import linear_int8
 from .arguments import DTYPES, are, fits, pointer
 from .linear import MAX_ROWS
+from .linear import native_linear as dense
 
 
 class Kernels(NamedTuple):
-    """Of one scheme: for up to :data:`MAX_ROWS` rows of a branch, for any number, and the weights for PyTorch."""
+    """Of one scheme: for up to :data:`MAX_ROWS` rows of a branch, for any number, and the weights widened."""
 
     few: Callable[..., None]
     many: Callable[..., None]
@@ -30,9 +30,10 @@ class Kernels(NamedTuple):
 
 INT8 = Kernels(_native.linear_int8, _native.linear_int8_wide, dequantize_int8)
 INT4 = Kernels(_native.linear_int4, _native.linear_int4_wide, dequantize_int4)
-VECTOR_ROWS = {torch.float32: 64, torch.bfloat16: 256}
-"""Rows up to which AVX2 and AVX-512 go sixteen by sixteen. In bfloat16 that is faster than PyTorch on the same instruction set; in
-float32 int8 it takes up to 1.3 times as long at 64 rows, for a row that has the result it has in decoding."""
+WHOLE = ("avx512bf16", "amx")
+"""Instruction sets with tiles or VNNI: at 512 rows still 1.05 to 1.8 times as fast as widening, at 64 3 to 15 times (docs/log.md)."""
+VECTOR_ROWS = {torch.float32: 128, torch.bfloat16: 256}
+"""Rows up to which AVX2 and AVX-512 without VNNI go sixteen by sixteen, mostly faster than by widening (0.7 to 3 times its speed there)."""
 
 
 def _supports_int8(x, weight, scale, bias, split) -> bool:
@@ -64,7 +65,7 @@ def native_linear_int4(
 def max_rows(dtype: torch.dtype) -> float:
     """Rows of a branch up to which a native kernel serves them, with the instruction set in use and x of ``dtype``."""
     isa = _native.isa()
-    if isa == "amx":
+    if isa in WHOLE:
         return math.inf
     return MAX_ROWS if isa == "scalar" else VECTOR_ROWS[dtype]
 
