@@ -18,8 +18,13 @@ inline int64_t rows_per_run(int64_t row_bytes, int64_t lanes, int64_t rows) {
   return lanes * run <= rows ? run : 1;
 }
 
-// Rows that threads take at a time: a run for each of 32 lanes.
+// Rows that threads take at a time: with tiles a run for each of 32 lanes. Vectors read rows one behind the other, so few
+// are enough, and threads end together.
+#if defined(__AMX_TILE__)
 inline int64_t unit_rows(int64_t row_bytes) { return 32 * ((kRunBytes + row_bytes - 1) / row_bytes); }
+#else
+inline int64_t unit_rows(int64_t) { return 32; }
+#endif
 
 // Fetches what `kLanes` runs from `first` on need next, when byte `at` of each is being read; at the end, the beginning of
 // the runs after them.
