@@ -14,7 +14,7 @@
 namespace antiphon {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"};
 
 // AMX with bfloat16 and int8, and the kernel's leave to use its 8 KB of register state (Linux: arch_prctl, from 5.16).
 bool have_amx() {
@@ -36,10 +36,15 @@ std::vector<Isa> detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2) found.push_back(Isa::avx2);
 #endif
-#if defined(ANTIPHON_HAS_AVX512BF16)
+#if defined(ANTIPHON_HAS_AVX512)
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512) found.push_back(Isa::avx512);
+#endif
+#if defined(ANTIPHON_HAS_AVX512VNNI)
+  if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(Isa::avx512vnni);
+#endif
+#if defined(ANTIPHON_HAS_AVX512BF16)
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   if (bf16) found.push_back(Isa::avx512bf16);
   if (bf16 && have_amx()) found.push_back(Isa::amx);

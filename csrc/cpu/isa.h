@@ -6,7 +6,7 @@
 
 namespace antiphon {
 
-enum class Isa { scalar = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3, amx = 4 };
+enum class Isa { scalar = 0, avx2 = 1, avx512 = 2, avx512vnni = 3, avx512bf16 = 4, amx = 5 };
 
 // Compiled in and supported by this CPU and operating system, slowest first; always starts with scalar.
 const std::vector<Isa>& available_isas();

@@ -8,6 +8,7 @@ namespace antiphon {
 #define ANTIPHON_SCALAR(name, Args) scalar::name,
 #define ANTIPHON_AVX2(name, Args) avx2::name,
 #define ANTIPHON_AVX512(name, Args) avx512::name,
+#define ANTIPHON_AVX512VNNI(name, Args) avx512vnni::name,
 #define ANTIPHON_AVX512BF16(name, Args) avx512bf16::name,
 #define ANTIPHON_AMX(name, Args) amx::name,
 
@@ -16,8 +17,13 @@ const Kernels& kernels() {
 #if defined(ANTIPHON_HAS_AVX2)
   static const Kernels of_avx2{ANTIPHON_KERNELS(ANTIPHON_AVX2)};
 #endif
-#if defined(ANTIPHON_HAS_AVX512BF16)
+#if defined(ANTIPHON_HAS_AVX512)
   static const Kernels of_avx512{ANTIPHON_KERNELS(ANTIPHON_AVX512)};
+#endif
+#if defined(ANTIPHON_HAS_AVX512VNNI)
+  static const Kernels of_avx512vnni{ANTIPHON_KERNELS(ANTIPHON_AVX512VNNI)};
+#endif
+#if defined(ANTIPHON_HAS_AVX512BF16)
   static const Kernels of_avx512bf16{ANTIPHON_KERNELS(ANTIPHON_AVX512BF16)};
 #endif
 #if defined(ANTIPHON_HAS_AMX)
@@ -27,8 +33,13 @@ const Kernels& kernels() {
 #if defined(ANTIPHON_HAS_AVX2)
     case Isa::avx2: return of_avx2;
 #endif
-#if defined(ANTIPHON_HAS_AVX512BF16)
+#if defined(ANTIPHON_HAS_AVX512)
     case Isa::avx512: return of_avx512;
+#endif
+#if defined(ANTIPHON_HAS_AVX512VNNI)
+    case Isa::avx512vnni: return of_avx512vnni;
+#endif
+#if defined(ANTIPHON_HAS_AVX512BF16)
     case Isa::avx512bf16: return of_avx512bf16;
 #endif
 #if defined(ANTIPHON_HAS_AMX)

@@ -75,9 +75,9 @@ def test_the_same_answers(plain, compact):
     answers_are_the_same(plain, compact, REQUESTS)
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512vnni", "avx512bf16"])
 def test_the_same_answers_without_tiles(tiny, isa):
-    """Where PyTorch computes prompts with widened weights. Without a voice, which would take its time; models of their own,
+    """In vectors, prompts too. Without a voice, which would take its time; models of their own,
     since networks are bound to the instruction set of their first call."""
     if isa not in _native.available_isas():
         pytest.skip(f"{isa}: not on this machine")

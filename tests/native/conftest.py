@@ -13,7 +13,7 @@ from guarded_memory import SANITIZED, GuardedMemory
 
 from antiphon_kernels import native
 
-ISAS = ["scalar", "avx2", "avx512", "avx512bf16", "amx"]
+ISAS = ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
 
 
 @pytest.fixture(params=ISAS)

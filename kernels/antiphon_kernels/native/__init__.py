@@ -1,7 +1,7 @@
 """The compiled CPU operators (csrc/cpu), registered as backend ``native`` of their operators.
 
 The module ``antiphon_kernels._native`` is optional: without it everything runs on the other backends, and
-:func:`status` says how to build it. ``ANTIPHON_CPU_ISA`` (scalar, avx2, avx512, avx512bf16, amx) forces an instruction set,
+:func:`status` says how to build it. ``ANTIPHON_CPU_ISA`` (scalar, avx2, avx512, avx512vnni, avx512bf16, amx) forces an instruction set,
 ``ANTIPHON_CPU_THREADS`` the number of threads; by default the best of the CPU and all CPUs the process may use.
 """
 

@@ -30,7 +30,7 @@ class Kernels(NamedTuple):
 
 INT8 = Kernels(_native.linear_int8, _native.linear_int8_wide, dequantize_int8)
 INT4 = Kernels(_native.linear_int4, _native.linear_int4_wide, dequantize_int4)
-WHOLE = ("avx512bf16", "amx")
+WHOLE = ("avx512vnni", "avx512bf16", "amx")
 """Instruction sets with tiles or VNNI: at 512 rows still 1.05 to 1.8 times as fast as widening, at 64 3 to 15 times (docs/log.md)."""
 VECTOR_ROWS = {torch.float32: 128, torch.bfloat16: 256}
 """Rows up to which AVX2 and AVX-512 without VNNI go sixteen by sixteen, mostly faster than by widening (0.7 to 3 times its speed there)."""
