@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from antiphon_kernels import native
+
 from . import checkpoint
 from .checkpoint.compact import compacts_networks, resolve_compact
 from .config import NUM_SPECIAL_TOKENS, ModelConfig
@@ -65,6 +67,18 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def check_instruction_set() -> None:
+    """``ANTIPHON_CPU_ISA``, which the native module reads at its first use, names one of this CPU's.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        native.status()
+    except ValueError as error:
+        raise ConfigError(f"ANTIPHON_CPU_ISA: {error}; choose one of these or unset it") from error
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device, num_parameters: int) -> torch.dtype:
     """``auto`` is bfloat16, as in the official code, except float32 for small models on a CPU."""
     if dtype == "auto":
@@ -103,6 +117,8 @@ def load_runtime(
     """
     config = checkpoint.load_model_config(path, speech_tokenizer, load_detokenizer)
     place = resolve_device(device)
+    if place.type == "cpu":
+        check_instruction_set()
     if draft is not None:
         check_draft(draft, config, place)
     llm = config.llm

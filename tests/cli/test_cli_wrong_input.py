@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import wave
 from pathlib import Path
 
@@ -223,3 +226,17 @@ def test_config(run, broken, content):
 def test_no_model(run, tmp_path):
     refused(run("inspect", tmp_path / "absent"), "absent")
     refused(run("transcribe", "--model", MODEL / "config.json", QUESTION), "is a file")
+
+
+def test_an_instruction_set_that_is_none():
+    """The native module reads the variable once, so this needs a process of its own."""
+    from antiphon_kernels import native
+
+    if not native.available:
+        pytest.skip("native module not built")
+    command = [sys.executable, "-m", "antiphon", "transcribe", str(QUESTION), "--model", str(MODEL), "--device", "cpu"]
+    done = subprocess.run(
+        command, check=False, env=os.environ | {"ANTIPHON_CPU_ISA": "avx1024"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert "ANTIPHON_CPU_ISA" in done.stderr and "'avx1024'" in done.stderr and "scalar, " in done.stderr
