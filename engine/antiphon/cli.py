@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .errors import AntiphonError
+from .errors import AntiphonError, ConfigError
 
 COMMANDS = ("transcribe", "chat", "inspect", "trace", "eval", "quantize", "plan", "serve")
 """Modules of :mod:`antiphon.commands`; each has ``add(subparsers)`` and imports nothing heavy before it runs."""
@@ -29,6 +29,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_backend() -> None:
+    """``ANTIPHON_BACKEND``, which the kernels read when they are imported, names one of theirs.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if "ANTIPHON_BACKEND" in os.environ:
+        try:
+            importlib.import_module("antiphon_kernels")
+        except ValueError as error:
+            raise ConfigError(f"ANTIPHON_BACKEND: {error}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` without the program name, by default the process's own."""
     try:
@@ -36,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed its message; --help is 0, anything wrong is 2
         return int(stop.code or 0)
     try:
+        check_backend()
         return arguments.run(arguments)
     except AntiphonError as error:
         print(f"antiphon: error: {error}", file=sys.stderr)

@@ -228,15 +228,18 @@ def test_no_model(run, tmp_path):
     refused(run("transcribe", "--model", MODEL / "config.json", QUESTION), "is a file")
 
 
-def test_an_instruction_set_that_is_none():
-    """The native module reads the variable once, so this needs a process of its own."""
+@pytest.mark.parametrize(
+    ("variable", "value", "known"), [("ANTIPHON_CPU_ISA", "avx1024", "scalar, "), ("ANTIPHON_BACKEND", "fast", "'reference', ")]
+)
+def test_variables_of_the_kernels(variable, value, known):
+    """They are read once, so this needs processes of its own."""
     from antiphon_kernels import native
 
-    if not native.available:
+    if variable == "ANTIPHON_CPU_ISA" and not native.available:
         pytest.skip("native module not built")
     command = [sys.executable, "-m", "antiphon", "transcribe", str(QUESTION), "--model", str(MODEL), "--device", "cpu"]
     done = subprocess.run(
-        command, check=False, env=os.environ | {"ANTIPHON_CPU_ISA": "avx1024"}, capture_output=True, text=True
+        command, check=False, env=os.environ | {variable: value}, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
-    assert "ANTIPHON_CPU_ISA" in done.stderr and "'avx1024'" in done.stderr and "scalar, " in done.stderr
+    assert variable in done.stderr and repr(value) in done.stderr and known in done.stderr
