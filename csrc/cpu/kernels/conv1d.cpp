@@ -24,7 +24,7 @@ struct ConvChunk {
   const char* ahead;     // weights to have in the cache soon, kConvWeightBytes of them, or null
   const int64_t* offsets;
   int64_t num_taps, begin, end, times, channels, plane_bytes, block_bytes;
-  int64_t last_block, last_words;  // step from which on the last block of input channels comes, and its words with channels
+  int64_t last_block, last_words;  // first step of the last block of input channels, and its words that have channels
   float* sums;           // [2][kConvSums], each [times][16]
 
   // Where the input of each step is, in bytes from that of the first one of all.
@@ -84,7 +84,8 @@ void run(const Conv1dArgs& a) {
   const ConvRows& rows = a.rows;
   const int64_t out_blocks = (a.out_channels + kConvChannels - 1) / kConvChannels;
   const int64_t spans = (rows.length + kConvSpan - 1) / kConvSpan, units = out_blocks * a.stride * rows.batch * spans;
-  const int64_t step = rows.pairs ? rows.planes * 2 * kPairElements : 16 * kConvChannels * sizeof(T), chunk = kConvWeightBytes / step;
+  const int64_t step = rows.pairs ? rows.planes * 2 * kPairElements : 16 * kConvChannels * sizeof(T);
+  const int64_t chunk = kConvWeightBytes / step;
   float* sums = static_cast<float*>(scratch(2 * kConvSums * sizeof(float)));
 #if defined(__AMX_BF16__)
   if (rows.pairs) configure_tiles(16);

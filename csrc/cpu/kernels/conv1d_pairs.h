@@ -5,8 +5,8 @@ namespace antiphon::ANTIPHON_ISA {
 
 constexpr int64_t kPairElements = 1024;  // of a step and plane: 32 inputs by 32 outputs
 
-// [out channels / 32][step][plane][2][input channels / 2: 16][16 out channels][2]; float32 as two planes, the rounded values
-// and what rounding left.
+// [out channels / 32][step][plane][2][input channels / 2: 16][16 out channels][2]; float32 as two planes, the rounded
+// values and what rounding left.
 template <class T>
 inline void pack_pairs(const ConvWeightArgs& a, int index, int count) {
   const int64_t in_blocks = (a.in_channels + 31) / 32, steps = in_blocks * a.num_taps, step = a.planes * kPairElements;

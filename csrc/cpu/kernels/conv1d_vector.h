@@ -1,8 +1,8 @@
 // conv1d in vectors of float32 sums; included by conv1d.cpp. Without tiles for all convolutions, with them for those in
 // float32 that have few channels.
 //
-// kTimes inputs, broadcast, meet kVectors vectors of output channels. Packed weights, in the weights' dtype, of single inputs:
-// [out channels / 32][step][16 input channels][32 out channels]; of pairs as conv1d_pairs.h says.
+// kTimes inputs, broadcast, meet kVectors vectors of output channels. Packed weights, in the weights' dtype, of single
+// inputs: [out channels / 32][step][16 input channels][32 out channels]; of pairs as conv1d_pairs.h says.
 #pragma once
 
 namespace antiphon::ANTIPHON_ISA {
@@ -50,7 +50,8 @@ inline int64_t sums_at(int64_t lane) { return lane / 16 * kConvSums + lane % 16;
 
 // kTimes times from t on and kVectors vectors of channels from `lane` on; `at` holds the steps' byte offsets.
 template <int64_t kVectors, int64_t kTimes, class Step>
-inline void vector_products(const ConvChunk& c, const int64_t* at, const typename Step::Weight* w, int64_t t, int64_t lane) {
+inline void vector_products(const ConvChunk& c, const int64_t* at, const typename Step::Weight* w, int64_t t,
+                            int64_t lane) {
   const char* x = c.input + t * 64;
   float* sums[kVectors];
   for (int64_t v = 0; v < kVectors; ++v) sums[v] = c.sums + t * 16 + sums_at(lane + v * VF);
@@ -65,7 +66,8 @@ inline void vector_products(const ConvChunk& c, const int64_t* at, const typenam
       for (int64_t v = 0; v < kVectors; ++v) sum[r][v] = Step::step(sum[r][v], held[v], value);
     }
   };
-  const int64_t steps = c.end - c.begin, whole = c.last_words == 16 ? steps : min64(max64(c.last_block - c.begin, 0), steps);
+  const int64_t steps = c.end - c.begin;
+  const int64_t whole = c.last_words == 16 ? steps : min64(max64(c.last_block - c.begin, 0), steps);
   for (int64_t s = 0; s < whole; ++s)
     for (int64_t i = 0; i < 16; ++i) word(s, i);
   for (int64_t s = whole; s < steps; ++s)
@@ -78,7 +80,8 @@ template <int64_t kVectors, int64_t kTimes, class Step>
 inline void vector_passes(const ConvChunk& c, const int64_t* at) {
   const auto* w = reinterpret_cast<const typename Step::Weight*>(c.weights) + c.begin * Step::kElements;
   for (int64_t t = 0; t < c.times; t += kTimes)
-    for (int64_t lane = 0; lane < c.channels; lane += kVectors * VF) vector_products<kVectors, kTimes, Step>(c, at, w, t, lane);
+    for (int64_t lane = 0; lane < c.channels; lane += kVectors * VF)
+      vector_products<kVectors, kTimes, Step>(c, at, w, t, lane);
 }
 
 // As many sums as there are registers for.

@@ -1,8 +1,8 @@
 // y[t] = x[t] W[branch]^T + bias[branch] with compact bfloat16 weights: the results of `linear` and `linear_wide` with the
 // weights that they stand for, bit for bit.
 //
-// Few rows (1..16) are bound by reading W, which is three quarters of the bytes. Without tiles four rows of W at a time are
-// widened to scratch and multiplied there. Many rows with tiles widen W as they go, with vectors a panel at a time.
+// Few rows (1..16) are bound by reading W, which is three quarters of the bytes. Without tiles four rows of W at a time
+// are widened to scratch and multiplied there. Many rows with tiles widen W as they go, with vectors a panel at a time.
 #include "compact_rows.h"
 #include "linear_rows.h"
 #include "linear_wide_vector.h"
@@ -37,7 +37,8 @@ void branch(const LinearCompactArgs& a, int which, RowUnits units) {
       const uint8_t* first = a.weight + row * row_bytes;
       LinesAhead ahead(first + count * row_bytes, count * row_bytes, block_steps(p) + count * (a.k / kCompactGroup));
       for (int64_t r = 0; r < count; ++r)
-        widen_row(first + r * row_bytes, a.codes, upper, row + r, a.k, rows + r * a.k, [&](const uint8_t*) { ahead.fetch(); });
+        widen_row(first + r * row_bytes, a.codes, upper, row + r, a.k, rows + r * a.k,
+                  [&](const uint8_t*) { ahead.fetch(); });
       run(p, rows, bias ? bias + n : nullptr, out + n, a.n, ahead);
       n += count;
     };
@@ -71,7 +72,8 @@ void linear_compact_wide(const LinearCompactWideArgs& args, int, int count) {
   float* sums = static_cast<float*>(scratch(sums_bytes + kVectorPanel * a.k * 2));
   bf16* rows = reinterpret_cast<bf16*>(reinterpret_cast<char*>(sums) + sums_bytes);
   const UpperBytes upper(args.codes);
-  claim_vector_panels<bf16>(a, count, [&](const VectorProblem<bf16>& p, int64_t branch, int64_t n, int64_t columns, int64_t) {
+  claim_vector_panels<bf16>(a, count, [&](const VectorProblem<bf16>& p, int64_t branch, int64_t n, int64_t columns,
+                                          int64_t) {
     for (int64_t r = 0; r < columns; ++r) {
       const int64_t row = branch * a.n + n + r;
       widen_row(args.weight + row * compact_row_bytes(a.k), args.codes, upper, row, a.k, rows + r * a.k);

@@ -13,7 +13,8 @@ namespace antiphon::ANTIPHON_ISA {
 constexpr int kInt4WordRows = 8;  // rows of x at a time: 16 sums
 constexpr int64_t kPlaneGroup = 2 * kInt4Group;  // bytes of a row's group in two planes
 
-// Rows of x: planes [k / 128][num_rows][2][128], and [k / 128][num_rows] times 8 the sum of its q, for the weights' offset.
+// Rows of x: planes [k / 128][num_rows][2][128], and [k / 128][num_rows] 8 times the sum of its q, for the weights'
+// offset.
 struct Int4Words {
   int8_t* planes;
   int32_t* offsets;
@@ -105,7 +106,8 @@ inline void int4_word_block(const uint8_t* w, const bf16* scale, const T* bias, 
     for (int64_t t = 0; t < x.num_rows; t += kInt4WordRows) {
       const int64_t at = g * x.num_rows + t;
       ahead.fetch();
-      int4_group_of(min64(kInt4WordRows, x.num_rows - t), words, x.planes + at * kPlaneGroup, x.offsets + at, factor, sums + t);
+      int4_group_of(min64(kInt4WordRows, x.num_rows - t), words, x.planes + at * kPlaneGroup, x.offsets + at, factor,
+                    sums + t);
     }
   }
   const vf shift = bias ? load_upto(bias, rows) : set1(0.0f);

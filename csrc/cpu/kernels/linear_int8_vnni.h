@@ -1,7 +1,8 @@
 // int8 skinny linear with AVX512-VNNI; included by linear_int8.cpp where the instruction set has it and no tiles.
 //
 // Four rows of W by two rows of x at a time, each in two planes: 16 sums. W is read as one stream, the four rows after
-// those at work asked for evenly while all of x passes by. k is walked in chunks of which x stays in the first-level cache.
+// those at work asked for evenly while all of x passes by. k is walked in chunks of which x stays in the first-level
+// cache.
 #pragma once
 
 #include "linear_int4_vnni.h"
@@ -77,7 +78,8 @@ struct Int8Scales {
 
 // out[c * n + r] of int8_products' sums.
 template <int R, int C, class T>
-inline void int8_results(const __m512i (&sums)[2][C][R], const Int8Scales<R>& of_rows, const Int8Planes* x, T* out, int64_t n) {
+inline void int8_results(const __m512i (&sums)[2][C][R], const Int8Scales<R>& of_rows, const Int8Planes* x, T* out,
+                         int64_t n) {
   const auto totals = [&](int plane) {
     __m512i v[16];
     for (int i = 0; i < 16; ++i) v[i] = i < C * R ? sums[plane][i / R % C][i % R] : _mm512_setzero_si512();
@@ -85,7 +87,8 @@ inline void int8_results(const __m512i (&sums)[2][C][R], const Int8Scales<R>& of
   };
   const vf sum = add(mul(totals(0), set1(256.0f)), totals(1));
   vf step = set1(x[0].step);
-  for (int c = 1; c < C; ++c) step = _mm512_mask_blend_ps(static_cast<__mmask16>(0xffff << c * R), step, set1(x[c].step));
+  for (int c = 1; c < C; ++c)
+    step = _mm512_mask_blend_ps(static_cast<__mmask16>(0xffff << c * R), step, set1(x[c].step));
   T results[16];
   store(results, add(mul(sum, mul(of_rows.scale, step)), of_rows.bias));
   for (int c = 0; c < C; ++c) std::memcpy(out + c * n, results + c * R, R * sizeof(T));
@@ -103,8 +106,8 @@ inline void int8_part(const int8_t* w, int64_t k, const Int8Planes* x, int64_t b
 
 // R rows of W against all rows of x.
 template <int R, class T>
-inline void int8_block(const int8_t* w, int64_t k, const Int8Planes* x, int64_t num_rows, const float* scale, const T* bias,
-                       T* out, int64_t n) {
+inline void int8_block(const int8_t* w, int64_t k, const Int8Planes* x, int64_t num_rows, const float* scale,
+                       const T* bias, T* out, int64_t n) {
   alignas(64) __m512i held[(kMaxSkinnyRows + kVnniCols - 1) / kVnniCols][2 * kVnniCols * R];
   const Int8Scales<R> of_rows(scale, bias);
   const int64_t parts = (num_rows + kVnniCols - 1) / kVnniCols;

@@ -2,8 +2,8 @@
 // then hsum, whatever stands beside it.
 //
 // A block is 4 rows of W against up to 4 rows of x (16 accumulators). k is walked in chunks short enough that a chunk of
-// all rows of x, and of the 4 rows of W once it is read from memory, stays in the first-level cache. What is read after the
-// block is asked for evenly in the meantime.
+// all rows of x, and of the 4 rows of W once it is read from memory, stays in the first-level cache. What is read after
+// the block is asked for evenly in the meantime.
 #pragma once
 
 #include "kernels.h"
@@ -51,8 +51,8 @@ inline void accumulate(const T* const* w, const T* const* x, int64_t begin, int6
 }
 
 template <class T, int R>
-inline void accumulate_columns(int c, const T* const* w, const T* const* x, int64_t begin, int64_t end, LinesAhead& ahead,
-                               vf (&acc)[kBlockRows][kBlockCols]) {
+inline void accumulate_columns(int c, const T* const* w, const T* const* x, int64_t begin, int64_t end,
+                               LinesAhead& ahead, vf (&acc)[kBlockRows][kBlockCols]) {
   switch (c) {
     case 1: return accumulate<T, R, 1>(w, x, begin, end, ahead, acc);
     case 2: return accumulate<T, R, 2>(w, x, begin, end, ahead, acc);

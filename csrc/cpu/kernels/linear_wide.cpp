@@ -1,8 +1,9 @@
 // y[t] = x[t] W[branch]^T + bias[branch] for any number of rows, float32 or bfloat16.
 //
 // linear_wide_pack brings x into a workspace in the order in which linear_wide reads it: as tiles of bfloat16 where the
-// instruction set has them, for vectors elsewhere. Threads claim a panel of columns at a time, for they may differ in speed.
-// Tiles need k to be a multiple of 32; otherwise rows go through `linear` sixteen at a time and the workspace is not used.
+// instruction set has them, for vectors elsewhere. Threads claim a panel of columns at a time, for they may differ in
+// speed. Tiles need k to be a multiple of 32; otherwise rows go through `linear` sixteen at a time and the workspace is
+// not used.
 #include "kernels.h"
 #include "linear_wide_vector.h"
 #include "simd.h"
@@ -16,7 +17,8 @@ namespace antiphon::ANTIPHON_ISA {
 namespace {
 
 void by_sixteen(const LinearWideArgs& a, int index, int count) {
-  const bf16 *x = static_cast<const bf16*>(a.x), *w = static_cast<const bf16*>(a.weight), *bias = static_cast<const bf16*>(a.bias);
+  const bf16 *x = static_cast<const bf16*>(a.x), *w = static_cast<const bf16*>(a.weight);
+  const bf16* bias = static_cast<const bf16*>(a.bias);
   bf16* out = static_cast<bf16*>(a.out);
   for (int64_t row = 0; row < a.num_rows;) {
     const int64_t rows = min64(kMaxSkinnyRows, (row < a.split ? a.split : a.num_rows) - row), branch = row >= a.split;

@@ -1,9 +1,10 @@
 // Wide linear in vectors of float32: VF rows of x stand side by side in a vector, W is read as it lies.
 //
-// x is packed in blocks (word_blocks.h), so that a word of a row of W, in all lanes, meets the same word of VF rows of x: 8 rows of W (4 where there are 16 registers) by
-// three blocks of x are accumulators enough to keep the multipliers busy with half as many loads. k is walked in chunks
-// that stay in the first-level cache for a panel of W and three blocks; sums wait in memory for the next one. An output is
-// one sum over k in order, word by word, so a row has the same result at any number of rows.
+// x is packed in blocks (word_blocks.h), so that a word of a row of W, in all lanes, meets the same word of VF rows of x:
+// 8 rows of W (4 where there are 16 registers) by three blocks of x are accumulators enough to keep the multipliers busy
+// with half as many loads. k is walked in chunks that stay in the first-level cache for a panel of W and three blocks; sums
+// wait in memory for the next one. An output is one sum over k in order, word by word, so a row has the same result at any
+// number of rows.
 #pragma once
 
 #include "activations.h"
@@ -18,7 +19,6 @@ constexpr int64_t kVectorPanel = 32;    // rows of W that all rows of x pass by
 constexpr int64_t kVectorChunk = 128;   // words
 constexpr int64_t kVectorRows = 1024;   // of x at a time: their sums stay in the second-level cache
 
-template <class T>
 constexpr int kRowsOfW = VF == 16 ? 8 : 4;
 template <class T>
 constexpr int kBlocksOfX = VF == 8 && kWordColumns<T> == 2 ? 2 : 3;  // bfloat16 in halves takes registers
@@ -57,7 +57,8 @@ inline void multiply_words(const T* w, int64_t stride, const T* x, int64_t block
     }
   };
   int64_t i = 0;
-  for (; i + kColumns <= columns; i += kColumns, x += D::width) step([&](int r) { return D::splat(w + r * stride + i); });
+  for (; i + kColumns <= columns; i += kColumns, x += D::width)
+    step([&](int r) { return D::splat(w + r * stride + i); });
   if (i < columns)
     step([&](int r) {
       const T last[2] = {w[r * stride + i], T{}};
@@ -71,7 +72,7 @@ inline void multiply_words(const T* w, int64_t stride, const T* x, int64_t block
 template <class T, int kBlocks>
 inline void multiply_panel(const T* w, int64_t stride, int64_t rows, const T* x, int64_t block, int64_t columns,
                            bool first, float* sums, RowsAhead& ahead) {
-  constexpr int kRows = kRowsOfW<T>;
+  constexpr int kRows = kRowsOfW;
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) {
     ahead.fetch();
@@ -127,7 +128,7 @@ inline void vector_panel(const VectorProblem<T>& p, const T* w, int64_t stride, 
                          const T* then, float* sums) {
   constexpr int64_t kSize = sizeof(T), kChunk = kVectorChunk * kWordColumns<T>;
   constexpr int kBlocks = kBlocksOfX<T>;
-  const int64_t blocks = p.blocks(), steps = (blocks + kBlocks - 1) / kBlocks * (kVectorPanel / kRowsOfW<T>);
+  const int64_t blocks = p.blocks(), steps = (blocks + kBlocks - 1) / kBlocks * (kVectorPanel / kRowsOfW);
   for (int64_t begin = 0; begin < p.k; begin += kChunk) {
     const int64_t length = min64(kChunk, p.k - begin), later = begin + kChunk;
     RowsAhead ahead;

@@ -25,7 +25,8 @@ inline void pack_words(const Row& row, int64_t rows, int64_t k, int64_t end, T* 
       for (int64_t r = 0; r < VF; ++r) words[r] = load_words(part[r]);
     }
     transpose(words);
-    for (int64_t j = 0; j < min64(VF, (end - i) / kWordColumns<T>); ++j) store_words(out + VF * i + j * kWidth, words[j]);
+    for (int64_t j = 0; j < min64(VF, (end - i) / kWordColumns<T>); ++j)
+      store_words(out + VF * i + j * kWidth, words[j]);
   }
 }
 
