@@ -4,6 +4,7 @@
 
 #include "int_dot.h"
 #include "kernels.h"
+#include "weights_ahead.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
@@ -43,13 +44,14 @@ void int4_rows(const Int4Problem<T>& p, const Int4Row* x, int64_t n) {
   vf sum[kMaxSkinnyRows][R];
   for (int64_t t = 0; t < p.num_rows; ++t)
     for (int r = 0; r < R; ++r) sum[t][r] = set1(0.0f);
+  const int64_t row_bytes = p.k / 2;
+  LinesAhead ahead(p.w + (n + R) * row_bytes, R * row_bytes, p.k / kInt4Group);
   for (int64_t g = 0; g < p.k / kInt4Group; ++g) {
+    ahead.fetch();
     IntDot::vec w[R][kVectors];
     vf scale[R];
     for (int r = 0; r < R; ++r) {
-      const uint8_t* packed = p.w + (n + r) * p.k / 2 + g * kInt4Bytes;
-      prefetch(packed + 1024);
-      IntDot::load_int4(packed, w[r]);
+      IntDot::load_int4(p.w + (n + r) * row_bytes + g * kInt4Bytes, w[r]);
       scale[r] = set1(widen(p.scale[g * p.n + n + r]));
     }
     for (int64_t t = 0; t < p.num_rows; ++t) {

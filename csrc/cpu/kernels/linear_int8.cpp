@@ -7,6 +7,7 @@
 #include "kernels.h"
 #include "row_runs.h"
 #include "row_units.h"
+#include "weights_ahead.h"
 #if defined(__AMX_INT8__)
 #include "linear_int8_amx.h"
 #elif defined(__AVX512VNNI__)
@@ -53,7 +54,7 @@ void split_rows(const T* x, int64_t stride, int64_t num_rows, int64_t k, IntDot:
 }
 
 template <class T, int R, int C>
-void int8_block(const Int8Problem<T>& p, const Planes* x, int64_t n, int64_t t) {
+void int8_block(const Int8Problem<T>& p, const Planes* x, int64_t n, int64_t t, LinesAhead& ahead) {
   IntDot::acc high[R][C], low[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) {
@@ -61,11 +62,9 @@ void int8_block(const Int8Problem<T>& p, const Planes* x, int64_t n, int64_t t) 
       low[r][c] = IntDot::start(x[t + c].low_offset);
     }
   for (int64_t i = 0; i < p.k; i += IntDot::width) {
+    ahead.fetch();
     IntDot::vec w[R];
-    for (int r = 0; r < R; ++r) {
-      prefetch(p.w + (n + r) * p.k + i + 1024);
-      w[r] = IntDot::load_int8(p.w + (n + r) * p.k + i);
-    }
+    for (int r = 0; r < R; ++r) w[r] = IntDot::load_int8(p.w + (n + r) * p.k + i);
     for (int c = 0; c < C; ++c) {
       const IntDot::vec xh = IntDot::load(x[t + c].high + i), xl = IntDot::load(x[t + c].low + i);
       for (int r = 0; r < R; ++r) {
@@ -85,9 +84,10 @@ void int8_block(const Int8Problem<T>& p, const Planes* x, int64_t n, int64_t t) 
 
 template <class T, int R>
 void int8_rows(const Int8Problem<T>& p, const Planes* x, int64_t n) {
+  LinesAhead ahead(p.w + (n + R) * p.k, R * p.k, (p.num_rows + kInt8Cols - 1) / kInt8Cols * (p.k / IntDot::width));
   int64_t t = 0;
-  for (; t + kInt8Cols <= p.num_rows; t += kInt8Cols) int8_block<T, R, kInt8Cols>(p, x, n, t);
-  for (; t < p.num_rows; ++t) int8_block<T, R, 1>(p, x, n, t);
+  for (; t + kInt8Cols <= p.num_rows; t += kInt8Cols) int8_block<T, R, kInt8Cols>(p, x, n, t, ahead);
+  for (; t < p.num_rows; ++t) int8_block<T, R, 1>(p, x, n, t, ahead);
 }
 
 template <class T>
