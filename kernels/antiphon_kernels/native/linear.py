@@ -1,8 +1,9 @@
-"""Native linear: few rows (decode), bound by one read of the weights, and in bfloat16 on AMX any number of rows.
+"""Native linear: few rows (decode), bound by one read of the weights, and any number of rows.
 
-Rows are counted per branch. Up to :data:`MAX_ROWS` (kMaxSkinnyRows in csrc/cpu/kernels.h) they share one tile. More of them,
-in bfloat16 on AMX, go through our wide kernel, which gives a row the same result as among few; it takes 0.6 to 1.1 times
-oneDNN's time (docs/log.md, 2026-11-22). Everything else stays with oneDNN.
+Rows are counted per branch. Up to :data:`MAX_ROWS` (kMaxSkinnyRows in csrc/cpu/kernels.h) they are few. More of them go through
+our wide kernel: with AMX in bfloat16, where a row has the result it has among few, at 0.6 to 1.1 times oneDNN's time (docs/log.md,
+2026-11-22); in vectors in both dtypes, at 1.0 to 1.1 of its time in bfloat16 with AVX512-BF16 and 0.2 to 0.95 elsewhere (2026-11-29). float32
+with AMX and everything on the scalar instruction set stay with oneDNN.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ WORTH_LINES = 16
 
 
 def row_distance(inputs: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Elements from a row to the next: ``inputs``, or where tiles read rows as they lie an odd number of cache lines.
+    """Elements from a row to the next: ``inputs``, or where kernels read several rows as they lie side by side an odd number of cache lines.
 
     A tile is one line of each of 16 rows. The first-level cache keeps a line in one of 64 sets by its number modulo 64, so rows
     64 lines apart would share a set, which holds fewer of them than two tiles have; an odd distance gives each its own.
