@@ -120,6 +120,24 @@ struct IntDot {
 };
 #endif
 
+#if defined(__AVX512F__)
+// Lane r of the result is the sum of the lanes of v[r].
+inline __m512i sum_of_each(const __m512i (&v)[16]) {
+  __m512i pairs[8], quads[4], halves[2];
+  for (int i = 0; i < 8; ++i)
+    pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                                _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 4; ++i)
+    quads[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                                _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+  for (int i = 0; i < 2; ++i)
+    halves[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0x88),
+                                 _mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0xdd));
+  return _mm512_add_epi32(_mm512_shuffle_i32x4(halves[0], halves[1], 0x88),
+                          _mm512_shuffle_i32x4(halves[0], halves[1], 0xdd));
+}
+#endif
+
 // Largest |q| of a row becomes 127 * 256; returns the step (0 for a row of zeros).
 template <class T>
 inline float quantum(const T* x, int64_t k) {

@@ -32,22 +32,6 @@ inline void split_int4_columns(const T* x, int64_t k, Int4Columns& out) {
   });
 }
 
-// Lane r of the result is the sum of the lanes of v[r].
-inline __m512i sum_of_each(const __m512i (&v)[16]) {
-  __m512i pairs[8], quads[4], halves[2];
-  for (int i = 0; i < 8; ++i)
-    pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
-                                _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-  for (int i = 0; i < 4; ++i)
-    quads[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
-                                _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
-  for (int i = 0; i < 2; ++i)
-    halves[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0x88),
-                                 _mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0xdd));
-  return _mm512_add_epi32(_mm512_shuffle_i32x4(halves[0], halves[1], 0x88),
-                          _mm512_shuffle_i32x4(halves[0], halves[1], 0xdd));
-}
-
 // Factors of 16 rows of W that lie `run` apart, in group g; scale is the first row's in group 0. Gathered as the upper
 // halves of words, which begin before the array in group 0.
 inline vf int4_factors(const bf16* scale, int64_t n, int64_t g, int64_t run, int64_t rows) {

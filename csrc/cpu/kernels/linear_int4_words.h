@@ -39,10 +39,8 @@ inline void split_int4_words(const T* x, int64_t k, int64_t t, Int4Words& out) {
 
 // A group of 16 rows of W, `stride` bytes apart: word j of all rows in words[j].
 inline void int4_words(const uint8_t* w, int64_t stride, __m512i (&words)[16]) {
-  __m512i v[16];
-  for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(w + r * stride);
-  transpose_words(v);
-  for (int j = 0; j < 16; ++j) words[j] = v[j];
+  for (int r = 0; r < 16; ++r) words[r] = _mm512_loadu_si512(w + r * stride);
+  transpose_words(words);
 }
 
 // sums[t] += the products of one group with M rows of x, whose planes and offsets these are, scaled.

@@ -5,7 +5,9 @@
 // cache.
 #pragma once
 
-#include "linear_int4_vnni.h"
+#include "int_dot.h"
+#include "kernels.h"
+#include "row_units.h"
 #include "weights_ahead.h"
 
 namespace antiphon::ANTIPHON_ISA {
@@ -80,12 +82,12 @@ struct Int8Scales {
 template <int R, int C, class T>
 inline void int8_results(const __m512i (&sums)[2][C][R], const Int8Scales<R>& of_rows, const Int8Planes* x, T* out,
                          int64_t n) {
-  const auto totals = [&](int plane) {
-    __m512i v[16];
-    for (int i = 0; i < 16; ++i) v[i] = i < C * R ? sums[plane][i / R % C][i % R] : _mm512_setzero_si512();
-    return _mm512_cvtepi32_ps(sum_of_each(v));
-  };
-  const vf sum = add(mul(totals(0), set1(256.0f)), totals(1));
+  static_assert(2 * C * R <= 16, "the sums of both planes are added up together");
+  __m512i v[16];
+  for (int i = 0; i < 16; ++i) v[i] = i < 2 * C * R ? sums[i / (C * R)][i / R % C][i % R] : _mm512_setzero_si512();
+  alignas(64) float totals[16 + C * R] = {};
+  store(totals, _mm512_cvtepi32_ps(sum_of_each(v)));
+  const vf sum = add(mul(load(totals), set1(256.0f)), load(totals + C * R));
   vf step = set1(x[0].step);
   for (int c = 1; c < C; ++c)
     step = _mm512_mask_blend_ps(static_cast<__mmask16>(0xffff << c * R), step, set1(x[c].step));
