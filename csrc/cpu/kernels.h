@@ -273,6 +273,51 @@ struct Conv1dArgs {
   std::atomic<int64_t>* next;  // 0 at the start: threads take units of work as they come
 };
 
+// A convolution that keeps the length by Winograd's minimal filtering (conv1d_winograd.cpp): a tile is `outputs()` results,
+// `dilation` times apart, and takes kPoints products where `outputs() * group_taps()` would be needed. More than five taps
+// are groups of four, so that the inputs of one group of a tile are those of the group before it of the next tile.
+struct Winograd {
+  static constexpr int64_t kPoints = 7;
+  int64_t taps, dilation;
+
+  int64_t group_taps() const { return taps <= 5 ? taps : 4; }
+  int64_t groups() const { return (taps + group_taps() - 1) / group_taps(); }
+  int64_t outputs() const { return kPoints + 1 - group_taps(); }
+  // Row t * dilation + p is the tile of times (t * outputs() + i) * dilation + p.
+  int64_t tiles(int64_t length) const {
+    return (length + outputs() * dilation - 1) / (outputs() * dilation) * dilation;
+  }
+  // With those that only later groups read.
+  int64_t input_tiles(int64_t length) const { return tiles(length) + (groups() - 1) * dilation; }
+};
+
+struct WinogradWeightArgs {
+  Winograd shape;
+  const float* weight;  // [out_channels, in_channels, taps]
+  float* packed;        // [out channels / 32][point][in channels / 16][group][16 in channels][32 out channels]
+  int64_t out_channels, in_channels;
+};
+
+struct WinogradInputArgs {
+  Winograd shape;
+  ConvRows rows;   // float32
+  ConvRows tiles;  // the same with kPoints planes and input_tiles() for the length, and no padding
+  std::atomic<int64_t>* next;
+};
+
+struct WinogradConvArgs {
+  Winograd shape;
+  ConvRows tiles;
+  const float* packed;
+  const float* bias;      // [out_channels rounded up to 32]
+  const float* residual;  // this and all below as Conv1dArgs
+  const float* total;
+  float* out;
+  int64_t out_channels, length;
+  float scale;
+  std::atomic<int64_t>* next;
+};
+
 struct SnakeRowsArgs {
   const float* sheet;        // [rows.batch, rows.channels, rows.length]
   const float* alpha;        // [channels]
@@ -374,6 +419,9 @@ struct DecodeInputsArgs {
   X(conv1d_sheet, ConvSheetArgs)                 \
   X(conv1d_weight, ConvWeightArgs)               \
   X(conv1d, Conv1dArgs)                          \
+  X(winograd_weight, WinogradWeightArgs)         \
+  X(winograd_input, WinogradInputArgs)           \
+  X(winograd_conv1d, WinogradConvArgs)           \
   X(dual_embed, DualEmbedArgs)                   \
   X(gather_add, GatherAddArgs)                   \
   X(sample_tokens, SampleTokensArgs)             \

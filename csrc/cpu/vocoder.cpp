@@ -11,11 +11,19 @@ namespace antiphon {
 namespace {
 
 constexpr int64_t kFewChannels = 16;  // up to here float32 vectors: two bfloat16 parts are too inexact in the narrow stages
+constexpr int64_t kMostTaps = 31;
 constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
 
 bool use_pairs(DType dtype, int64_t channels) {
   const Isa isa = active_isa();
   return isa == Isa::amx ? dtype == DType::bf16 || channels > kFewChannels : isa == Isa::avx512bf16 && dtype == DType::bf16;
+}
+
+// Half the products and twice the weights; float32 on tiles of AMX is faster still.
+bool use_winograd(DType dtype, int64_t channels, int64_t taps) {
+  const Isa isa = active_isa();
+  const bool vectors = isa != Isa::scalar && isa != Isa::amx;
+  return vectors && dtype == DType::f32 && channels >= 16 && taps >= 3 && taps <= kMostTaps;
 }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -36,7 +44,7 @@ void launch(void (*kernel)(const Args&, int, int), const Args& args) {
 // Working memory of the calling thread, kept for its next call: three sheets and the rows of a convolution.
 struct Workspace {
   Aligned<float> sheets[4];
-  Aligned<char> rows;
+  Aligned<char> rows, tiles;
 };
 thread_local Workspace workspace;
 
@@ -66,9 +74,21 @@ void PackedConv::add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps
   bytes_ += bytes;
 }
 
+void PackedConv::pack_winograd(const float* weight) {
+  const int64_t size = round_up(out_channels_, 32) * round_up(in_channels_, 16) * winograd_->groups() * Winograd::kPoints;
+  launch(kernel_.winograd_weight,
+         WinogradWeightArgs{*winograd_, weight, winograd_weights_.reserve_unset(size), out_channels_, in_channels_});
+  bytes_ += size * static_cast<int64_t>(sizeof(float));
+}
+
 PackedConv PackedConv::plain(DType dtype, const void* weight, const void* bias, int64_t out_channels,
                              int64_t in_channels, int64_t taps, int64_t dilation) {
   PackedConv conv(dtype, bias, out_channels, in_channels, 1);
+  if (use_winograd(dtype, std::min(out_channels, in_channels), taps)) {
+    conv.winograd_ = Winograd{taps, dilation};
+    conv.pack_winograd(static_cast<const float*>(weight));
+    return conv;
+  }
   std::vector<int64_t> all, offsets;
   for (int64_t j = 0; j < taps; ++j) {
     all.push_back(j);
@@ -99,7 +119,20 @@ ConvRows PackedConv::rows(int64_t batch, int64_t length, int64_t padding) const 
   return {nullptr, batch, in_channels_, length, planes_, padding, length + 2 * padding + kSpare, pairs_};
 }
 
+void PackedConv::run_winograd(const ConvRows& rows, const float* residual, const float* total, float scale,
+                              float* out) const {
+  const int64_t length = winograd_->input_tiles(rows.length);
+  ConvRows tiles{nullptr, rows.batch, rows.channels, length, Winograd::kPoints, 0, length + kSpare, false};
+  tiles.data = workspace.tiles.reserve(tiles.bytes());
+  std::atomic<int64_t> next{0};
+  launch(kernel_.winograd_input, WinogradInputArgs{*winograd_, rows, tiles, &next});
+  next = 0;
+  launch(kernel_.winograd_conv1d, WinogradConvArgs{*winograd_, tiles, winograd_weights_.data(), bias_.data(), residual,
+                                                   total, out, out_channels_, rows.length, scale, &next});
+}
+
 void PackedConv::run(const ConvRows& rows, const float* residual, const float* total, float scale, float* out) const {
+  if (winograd_) return run_winograd(rows, residual, total, scale, out);
   std::vector<ConvPhase> phases;
   for (const Taps& t : phases_)
     phases.push_back({t.packed.data(), t.offsets.data(), static_cast<int64_t>(t.offsets.size())});

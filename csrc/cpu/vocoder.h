@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "aligned.h"
@@ -22,7 +23,7 @@ class PackedConv {
 
   // What it reads: `padding` zero rows on either side, or more.
   ConvRows rows(int64_t batch, int64_t length, int64_t padding) const;
-  // out = scale * (total + (residual + conv)), sheets; residual and total may be null.
+  // out = scale * (total + (residual + conv)), sheets; residual and total may be null. Uses the calling thread's memory.
   void run(const ConvRows& rows, const float* residual, const float* total, float scale, float* out) const;
   // x [batch, in_channels, length] to out [batch, out_channels, stride * length], of the weights' dtype; residual as out,
   // or null.
@@ -38,6 +39,8 @@ class PackedConv {
   };
 
   PackedConv(DType dtype, const void* bias, int64_t out_channels, int64_t in_channels, int64_t stride);
+  void pack_winograd(const float* weight);
+  void run_winograd(const ConvRows& rows, const float* residual, const float* total, float scale, float* out) const;
   void add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps, std::vector<int64_t> offsets);
 
   const Kernels& kernel_;
@@ -45,7 +48,9 @@ class PackedConv {
   bool pairs_;
   int64_t out_channels_, in_channels_, stride_, planes_, padding_ = 0, bytes_ = 0;
   std::vector<float> bias_;
-  std::vector<Taps> phases_;
+  std::vector<Taps> phases_;  // empty with
+  std::optional<Winograd> winograd_;
+  Aligned<float> winograd_weights_;
 };
 
 // Parameters of an anti-aliased activation: alpha, inv_beta [channels], filters [12].

@@ -8,30 +8,12 @@
 //     the four products, an error near 2^-16 of the largest terms.
 //   elsewhere, and for few channels in float32 (conv1d_vector.h): fused multiply-adds of broadcast inputs and vectors of
 //     output channels, with AVX512-BF16 two inputs at a time.
-#include "kernels.h"
-#include "simd.h"
+#include "conv1d_chunk.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int64_t kConvChannels = 32, kConvSpan = 640, kConvTimes = 32, kConvWeightBytes = 28 << 10;
-constexpr int64_t kConvMaxSteps = kConvWeightBytes / 1024;  // of 16 inputs by 32 outputs of two bytes, the smallest
+constexpr int64_t kConvSpan = 640, kConvTimes = 32;
 constexpr int64_t kConvSums = (kConvSpan + kConvTimes) * 16;  // of 16 output channels; times may be rounded up
-
-// Steps [begin, end) of one unit.
-struct ConvChunk {
-  const char* input;     // row of the unit's first time in the first block of channels
-  const char* weights;   // packed, of the unit's output channels
-  const char* ahead;     // weights to have in the cache soon, kConvWeightBytes of them, or null
-  const int64_t* offsets;
-  int64_t num_taps, begin, end, times, channels, plane_bytes, block_bytes;
-  int64_t last_block, last_words;  // first step of the last block of input channels, and its words that have channels
-  float* sums;           // [2][kConvSums], each [times][16]
-
-  // Where the input of each step is, in bytes from that of the first one of all.
-  void step_offsets(int64_t (&at)[kConvMaxSteps]) const {
-    for (int64_t s = begin; s < end; ++s) at[s - begin] = s / num_taps * block_bytes + offsets[s % num_taps] * 64;
-  }
-};
 
 }  // namespace antiphon::ANTIPHON_ISA
 
@@ -47,18 +29,11 @@ namespace {
 // out = scale * (total + (residual + (sums + bias))) for 32 channels from `co` on and n times.
 void store_unit(const Conv1dArgs& a, const float* sums, int64_t batch, int64_t co, int64_t t, int64_t n, int64_t phase) {
   const int64_t blocks = (a.out_channels + 15) / 16, length = a.rows.length * a.stride;
-  const vf scale = set1(a.scale);
   for (int64_t block = co / 16; block < min64(blocks, co / 16 + 2); ++block, sums += kConvSums) {
     const int64_t first = ((batch * blocks + block) * length + t * a.stride + phase) * 16;
     for (int64_t lane = 0; lane < 16; lane += VF) {
-      const vf bias = load(a.bias + block * 16 + lane);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = first + i * a.stride * 16 + lane;
-        vf y = add(load(sums + i * 16 + lane), bias);
-        if (a.residual) y = add(load(a.residual + at), y);
-        if (a.total) y = add(load(a.total + at), y);
-        store(a.out + at, mul(y, scale));
-      }
+      const ConvEnd end{a.residual, a.total, a.out, load(a.bias + block * 16 + lane), set1(a.scale)};
+      for (int64_t i = 0; i < n; ++i) end(load(sums + i * 16 + lane), first + i * a.stride * 16 + lane);
     }
   }
 }
@@ -98,7 +73,7 @@ void run(const Conv1dArgs& a) {
     ConvChunk c{rows.row(batch, 0, 0) + t * 64, static_cast<const char*>(p.packed) + out_block * steps * step, nullptr,
                 p.offsets, p.num_taps, 0, 0, min64(kConvSpan, rows.length - t),
                 min64(kConvChannels, a.out_channels - out_block * kConvChannels), rows.padded_length * 64,
-                rows.padded_length * 64 * rows.planes, (rows.blocks() - 1) * p.num_taps, rows.last_words(), sums};
+                rows.padded_length * 64 * rows.planes, (rows.blocks() - 1) * p.num_taps, rows.last_words(), sums, kConvSums};
     for (; c.begin < steps; c.begin = c.end) {
       c.end = min64(steps, c.begin + chunk);
       c.ahead = c.end < steps ? c.weights + c.end * step : nullptr;

@@ -3,8 +3,6 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int64_t kPairElements = 1024;  // of a step and plane: 32 inputs by 32 outputs
-
 // [out channels / 32][step][plane][2][input channels / 2: 16][16 out channels][2]; float32 as two planes, the rounded
 // values and what rounding left.
 template <class T>

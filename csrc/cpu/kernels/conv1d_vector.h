@@ -5,6 +5,8 @@
 // inputs: [out channels / 32][step][16 input channels][32 out channels]; of pairs as conv1d_pairs.h says.
 #pragma once
 
+#include "conv1d_chunk.h"
+
 namespace antiphon::ANTIPHON_ISA {
 
 template <class T>
@@ -45,16 +47,13 @@ struct Pairs {
 };
 #endif
 
-// Where channel `lane` of the unit has its sums.
-inline int64_t sums_at(int64_t lane) { return lane / 16 * kConvSums + lane % 16; }
-
 // kTimes times from t on and kVectors vectors of channels from `lane` on; `at` holds the steps' byte offsets.
 template <int64_t kVectors, int64_t kTimes, class Step>
 inline void vector_products(const ConvChunk& c, const int64_t* at, const typename Step::Weight* w, int64_t t,
                             int64_t lane) {
   const char* x = c.input + t * 64;
   float* sums[kVectors];
-  for (int64_t v = 0; v < kVectors; ++v) sums[v] = c.sums + t * 16 + sums_at(lane + v * VF);
+  for (int64_t v = 0; v < kVectors; ++v) sums[v] = c.sums + t * 16 + (lane + v * VF) / 16 * c.half + (lane + v * VF) % 16;
   vf sum[kTimes][kVectors];
   for (int64_t i = 0; i < kTimes; ++i)
     for (int64_t v = 0; v < kVectors; ++v) sum[i][v] = c.begin == 0 ? set1(0.0f) : load(sums[v] + i * 16);
@@ -81,7 +80,8 @@ inline void vector_passes(const ConvChunk& c, const int64_t* at) {
   const auto* w = reinterpret_cast<const typename Step::Weight*>(c.weights) + c.begin * Step::kElements;
   for (int64_t t = 0; t < c.times; t += kTimes)
     for (int64_t lane = 0; lane < c.channels; lane += kVectors * VF)
-      vector_products<kVectors, kTimes, Step>(c, at, w, t, lane);
+      c.times - t > kTimes / 2 ? vector_products<kVectors, kTimes, Step>(c, at, w, t, lane)
+                               : vector_products<kVectors, kTimes / 2, Step>(c, at, w, t, lane);
 }
 
 // As many sums as there are registers for.
