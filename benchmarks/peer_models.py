@@ -7,6 +7,8 @@ of their own are a process that reads such requests from its standard input.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -174,13 +176,20 @@ class Transformers:
 class Worker:
     """A peer in a virtual environment of its own: a process that is asked one line at a time.
 
-    ``python`` runs ``peer_workers/NAME_worker.py FOLDER``; every answer is one JSON line.
+    ``python`` runs ``peer_workers/NAME_worker.py FOLDER``; every answer is one JSON line. Between requests the process and its
+    children are stopped, for engines that poll for work take processors from whoever is measured next.
     """
 
     def __init__(self, name: str, python: Path, folder: Path):
         self.name = name
         command = [str(python), str(WORKERS / f"{name}_worker.py"), str(folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=os.setpgrp,  # noqa: PLW1509 (takes no lock); in our session, so that the kernel ends the group with us
+        )
         self.version = self._ask()["version"]
 
     def prefill(self, length: int) -> float:
@@ -198,17 +207,24 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        self._signal(signal.SIGCONT)
         self._process.stdin.close()
         self._process.wait(timeout=60)
 
     def _ask(self, **request: int | list[int]) -> dict:
         if request:
+            self._signal(signal.SIGCONT)
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith('{"peer"'):
+                self._signal(signal.SIGSTOP)
                 return json.loads(line)
         raise RuntimeError(f"{self.name} ended with {self._process.wait()}; run its worker by hand to see why")
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
 
 
 def hf_config(c: LlmConfig):

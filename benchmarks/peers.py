@@ -2,10 +2,11 @@
 
 A random Qwen2 (the text path of a synthetic preset) in bfloat16, run by us and by Hugging Face transformers, and by vLLM's CPU
 build and llama.cpp where ``--vllm PYTHON`` and ``--llama-cpp PYTHON`` name the interpreters of virtual environments that have them
-(their install lines: ``peer_workers/``). All are loaded, warmed up and measured in turn, so that each pair of times saw the
-same machine; the ratio is the median over pairs. Decoding counts tokens of all sequences behind ``--context`` positions. That
-transformers and llama.cpp compute the same model is checked first. Our matrices are what loading makes of them by default on this CPU:
-compact, the same numbers in 12 bits each, where that decodes faster; ``--compact off`` leaves them plain.
+(their install lines: ``peer_workers/``). All are loaded, warmed up and measured in turn, the other one's process stopped,
+so that each pair of times saw the same machine; the ratio is the median over pairs. Decoding counts tokens of all sequences behind
+``--context`` positions. That transformers and llama.cpp compute the same model is checked first. Our matrices are what loading makes
+of them by default on this CPU: compact, the same numbers in 12 bits each, where that decodes faster; ``--compact off`` leaves them
+plain.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ def worker_of(name: str, python: Path, config: LlmConfig, hf: dict[str, torch.Te
     with tempfile.TemporaryDirectory() as folder:
         write_hf_checkpoint(config, hf, Path(folder))
         worker = Worker(name, python, Path(folder))
-        yield worker
-        worker.close()
+        try:
+            yield worker
+        finally:
+            worker.close()
 
 
 def check(ours: Antiphon, theirs: Transformers | Worker) -> float:

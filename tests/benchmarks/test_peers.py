@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_a_worker_answers_and_its_end_is_an_error(worker):
     assert worker.version == "7" and worker.prefill(512) == 0.512
     with pytest.raises(RuntimeError, match="fake ended with 3"):
         worker.decode(1, 2, 3)
+    worker.close()
+
+
+def test_a_worker_is_stopped_between_requests(worker):
+    def state() -> str:
+        return Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    for _ in range(2):
+        os.waitid(os.P_PID, worker._process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert state() == "T"
+        assert worker.prefill(8) == 0.008
     worker.close()
 
 
