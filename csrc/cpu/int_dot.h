@@ -36,9 +36,10 @@ struct IntDot {
     return sum;
   }
   // The same four numbers of x for all lanes.
-  static acc step_word(acc sum, vec w, const Plane* x) {
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Plane(*)[4]>(x)));
-    return sum;
+  static vec word(const Plane* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
   }
   static int32_t total(acc sum) { return _mm512_reduce_add_epi32(sum); }
   static vf combine(acc high, acc low) { return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)); }

@@ -10,7 +10,7 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int kInt4WordRows = 8;  // rows of x at a time: 16 sums
+constexpr int kInt4WordRows = 4;  // rows of x at a time: 16 sums with two blocks of W
 constexpr int64_t kPlaneGroup = 2 * kInt4Group;  // bytes of a row's group in two planes
 
 // Rows of x: planes [k / 128][num_rows][2][128], and [k / 128][num_rows] 8 times the sum of its q, for the weights'
@@ -37,102 +37,136 @@ inline void split_int4_words(const T* x, int64_t k, int64_t t, Int4Words& out) {
   });
 }
 
-// A group of 16 rows of W, `stride` bytes apart: word j of all rows in words[j].
-inline void int4_words(const uint8_t* w, int64_t stride, __m512i (&words)[16]) {
-  for (int r = 0; r < 16; ++r) words[r] = _mm512_loadu_si512(w + r * stride);
-  transpose_words(words);
-}
+// One group of kBlocks blocks of 16 rows of W, `stride` bytes apart, to be transposed in eight parts: word j of all rows of
+// block b in words[b][j].
+template <int kBlocks>
+struct WordsAhead {
+  const uint8_t* w;
+  int64_t stride;
+  __m512i (*halves)[16];
+  __m512i (*words)[16];
 
-// sums[t] += the products of one group with M rows of x, whose planes and offsets these are, scaled.
-template <int M>
-inline void int4_group(const __m512i (&words)[16], const int8_t* x, const int32_t* offsets, vf factor, vf* sums) {
-  constexpr int kChains = M > 4 ? 1 : M > 2 ? 2 : 4;  // a sum alone would wait for itself
-  const __m512i mask = _mm512_set1_epi8(15);
-  __m512i high[kChains][M], low[kChains][M];
-  for (int i = 0; i < kChains; ++i)
-    for (int t = 0; t < M; ++t) high[i][t] = low[i][t] = _mm512_setzero_si512();
-  for (int64_t j = 0; j < 16; j += 2)
-    for (int u = 0; u < 2; ++u) {
-      const __m512i first = _mm512_and_si512(words[j + u], mask);
-      const __m512i second = _mm512_and_si512(_mm512_srli_epi16(words[j + u], 4), mask);
-      const int8_t* columns = x + 4 * (j + u);
-      const int one = 2 * u % kChains, other = (2 * u + 1) % kChains;
-      for (int t = 0; t < M; ++t) {
-        const int8_t *of_high = columns + t * kPlaneGroup, *of_low = of_high + kInt4Group;
-        high[one][t] = IntDot::step_word(high[one][t], first, of_high);
-        low[one][t] = IntDot::step_word(low[one][t], first, of_low);
-        high[other][t] = IntDot::step_word(high[other][t], second, of_high + 64);
-        low[other][t] = IntDot::step_word(low[other][t], second, of_low + 64);
+  void make(int part) const {
+    for (int b = 0; b < kBlocks; ++b) {
+      if (part >= 4) {
+        transpose_lanes(halves[b] + part - 4, words[b] + part - 4);
+      } else {
+        __m512i rows[4];
+        for (int r = 0; r < 4; ++r) rows[r] = _mm512_loadu_si512(w + (b * kInt4Block + 4 * part + r) * stride);
+        transpose_fours(rows, halves[b] + 4 * part);
       }
     }
-  for (int t = 0; t < M; ++t) {
-    for (int i = 1; i < kChains; ++i) {
-      high[0][t] = _mm512_add_epi32(high[0][t], high[i][t]);
-      low[0][t] = _mm512_add_epi32(low[0][t], low[i][t]);
+  }
+};
+
+// sums[t][b] += the products of one group with M rows of x, whose planes and offsets these are, scaled. `ahead`: words to
+// make meanwhile, or null.
+template <int M, int kBlocks>
+inline void int4_group(const __m512i (*words)[16], const WordsAhead<kBlocks>* ahead, const int8_t* x,
+                       const int32_t* offsets, const vf (&factors)[kBlocks], vf (*sums)[kBlocks]) {
+  constexpr int kSums = M * kBlocks, kChains = kSums > 4 ? 1 : kSums > 2 ? 2 : 4;  // a sum alone would wait for itself
+  const __m512i mask = _mm512_set1_epi8(15);
+  __m512i high[kChains][M][kBlocks], low[kChains][M][kBlocks];
+  for (int i = 0; i < kChains; ++i)
+    for (int t = 0; t < M; ++t)
+      for (int b = 0; b < kBlocks; ++b) high[i][t][b] = low[i][t][b] = _mm512_setzero_si512();
+  const auto products = [&](int chain, const __m512i(&w)[kBlocks], const int8_t* columns) {
+    for (int t = 0; t < M; ++t, columns += kPlaneGroup) {
+      const __m512i of_high = IntDot::word(columns), of_low = IntDot::word(columns + kInt4Group);
+      for (int b = 0; b < kBlocks; ++b) {
+        high[chain][t][b] = IntDot::step(high[chain][t][b], w[b], of_high);
+        low[chain][t][b] = IntDot::step(low[chain][t][b], w[b], of_low);
+      }
     }
-    const __m512i q = _mm512_add_epi32(_mm512_slli_epi32(high[0][t], 8), low[0][t]);
-    const __m512i exact = _mm512_sub_epi32(q, _mm512_set1_epi32(offsets[t]));
-    sums[t] = fmadd(_mm512_cvtepi32_ps(exact), factor, sums[t]);
+  };
+  for (int64_t j = 0; j < 16; j += 2) {
+    if (ahead) ahead->make(static_cast<int>(j / 2));
+    for (int u = 0; u < 2; ++u) {
+      __m512i w[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_and_si512(words[b][j + u], mask);
+      products(2 * u % kChains, w, x + 4 * (j + u));
+      for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_and_si512(_mm512_srli_epi16(words[b][j + u], 4), mask);
+      products((2 * u + 1) % kChains, w, x + 4 * (j + u) + 64);
+    }
   }
+  for (int t = 0; t < M; ++t)
+    for (int b = 0; b < kBlocks; ++b) {
+      for (int i = 1; i < kChains; ++i) {
+        high[0][t][b] = _mm512_add_epi32(high[0][t][b], high[i][t][b]);
+        low[0][t][b] = _mm512_add_epi32(low[0][t][b], low[i][t][b]);
+      }
+      const __m512i q = _mm512_add_epi32(_mm512_slli_epi32(high[0][t][b], 8), low[0][t][b]);
+      const __m512i exact = _mm512_sub_epi32(q, _mm512_set1_epi32(offsets[t]));
+      sums[t][b] = fmadd(_mm512_cvtepi32_ps(exact), factors[b], sums[t][b]);
+    }
 }
 
-inline void int4_group_of(int64_t rows, const __m512i (&words)[16], const int8_t* x, const int32_t* offsets, vf factor,
-                          vf* sums) {
+template <int kBlocks>
+inline void int4_group_of(int64_t rows, const __m512i (*words)[16], const WordsAhead<kBlocks>* ahead, const int8_t* x,
+                          const int32_t* offsets, const vf (&factors)[kBlocks], vf (*sums)[kBlocks]) {
   switch (rows) {
-    case 1: return int4_group<1>(words, x, offsets, factor, sums);
-    case 2: return int4_group<2>(words, x, offsets, factor, sums);
-    case 3: return int4_group<3>(words, x, offsets, factor, sums);
-    case 4: return int4_group<4>(words, x, offsets, factor, sums);
-    case 5: return int4_group<5>(words, x, offsets, factor, sums);
-    case 6: return int4_group<6>(words, x, offsets, factor, sums);
-    case 7: return int4_group<7>(words, x, offsets, factor, sums);
-    default: return int4_group<8>(words, x, offsets, factor, sums);
+    case 1: return int4_group<1>(words, ahead, x, offsets, factors, sums);
+    case 2: return int4_group<2>(words, ahead, x, offsets, factors, sums);
+    case 3: return int4_group<3>(words, ahead, x, offsets, factors, sums);
+    default: return int4_group<4>(words, ahead, x, offsets, factors, sums);
   }
 }
 
-// Up to 16 rows of W against all rows of x; scale, bias and out are those of the first row.
-template <class T>
-inline void int4_word_block(const uint8_t* w, const bf16* scale, const T* bias, int64_t n, int64_t k, int64_t rows,
-                            const Int4Words& x, LinesAhead ahead, T* out) {
+// `rows` rows of W, at most kBlocks blocks, against all rows of x; scale, bias and out are those of the first row.
+template <int kBlocks, class T>
+inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias, int64_t n, int64_t k, int64_t rows,
+                             const Int4Words& x, LinesAhead lines, T* out) {
   const int64_t groups = k / kInt4Group;
-  vf sums[kMaxSkinnyRows];
-  for (vf& sum : sums) sum = set1(0.0f);
+  const auto held = [&](int b) { return max64(0, min64(kInt4Block, rows - b * kInt4Block)); };
+  vf sums[kMaxSkinnyRows][kBlocks];
+  for (auto& of_row : sums)
+    for (vf& sum : of_row) sum = set1(0.0f);
+  alignas(64) __m512i words[2][kBlocks][16], halves[kBlocks][16];
+  WordsAhead<kBlocks> next{w, groups * kInt4Bytes, halves, words[0]};
+  for (int part = 0; part < 8; ++part) next.make(part);
   for (int64_t g = 0; g < groups; ++g) {
-    alignas(64) __m512i words[16];
-    int4_words(w + g * kInt4Bytes, groups * kInt4Bytes, words);
-    const vf factor = load_upto(scale + g * n, rows);
+    next.w += kInt4Bytes;
+    next.words = words[(g + 1) % 2];
+    vf factors[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) factors[b] = load_upto(scale + g * n + b * kInt4Block, held(b));
     for (int64_t t = 0; t < x.num_rows; t += kInt4WordRows) {
       const int64_t at = g * x.num_rows + t;
-      ahead.fetch();
-      int4_group_of(min64(kInt4WordRows, x.num_rows - t), words, x.planes + at * kPlaneGroup, x.offsets + at, factor,
-                    sums + t);
+      lines.fetch();
+      int4_group_of<kBlocks>(min64(kInt4WordRows, x.num_rows - t), words[g % 2], t == 0 && g + 1 < groups ? &next : nullptr,
+                             x.planes + at * kPlaneGroup, x.offsets + at, factors, sums + t);
     }
   }
-  const vf shift = bias ? load_upto(bias, rows) : set1(0.0f);
-  for (int64_t t = 0; t < x.num_rows; ++t) store_upto(out + t * n, add(mul(sums[t], set1(x.steps[t])), shift), rows);
+  for (int b = 0; b < kBlocks; ++b) {
+    const int64_t first = b * kInt4Block;
+    const vf shift = bias ? load_upto(bias + first, held(b)) : set1(0.0f);
+    for (int64_t t = 0; t < x.num_rows; ++t)
+      store_upto(out + t * n + first, add(mul(sums[t][b], set1(x.steps[t])), shift), held(b));
+  }
 }
 
 template <class T>
 inline void word_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale,
                              const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
-  const int64_t groups = k / kInt4Group, row_bytes = groups * kInt4Bytes, block_bytes = kInt4Block * row_bytes;
+  constexpr int64_t kRows = 2 * kInt4Block;  // of W at a time
+  const int64_t groups = k / kInt4Group, row_bytes = groups * kInt4Bytes;
   const int64_t steps = groups * ((num_rows + kInt4WordRows - 1) / kInt4WordRows);
-  auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 4 * groups) + block_bytes));
+  auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 4 * groups) + kRows * row_bytes));
   auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);  // the last rows of W, zero-padded
-  auto* offsets = reinterpret_cast<int32_t*>(tail + block_bytes);
+  auto* offsets = reinterpret_cast<int32_t*>(tail + kRows * row_bytes);
   Int4Words split{reinterpret_cast<int8_t*>(memory), offsets, {}, num_rows};
   for (int64_t t = 0; t < num_rows; ++t) split_int4_words(x + t * x_stride, k, t, split);
   for (Range range; units.take(range);)
-    for (int64_t row = range.begin; row < range.end; row += kInt4Block) {
-      const int64_t rows = min64(kInt4Block, range.end - row);
+    for (int64_t row = range.begin; row < range.end; row += kRows) {
+      const int64_t rows = min64(kRows, range.end - row);
       const uint8_t* first = w + row * row_bytes;
       const LinesAhead ahead(first + rows * row_bytes, rows * row_bytes, steps);
-      if (rows < kInt4Block) {
-        std::memset(tail, 0, block_bytes);
+      if (rows % kInt4Block) {
+        std::memset(tail, 0, kRows * row_bytes);
         std::memcpy(tail, first, rows * row_bytes);
         first = tail;
       }
-      int4_word_block(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, ahead, out + row);
+      const auto run = rows > kInt4Block ? int4_word_blocks<2, T> : int4_word_blocks<1, T>;
+      run(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, ahead, out + row);
     }
 }
 
