@@ -37,25 +37,19 @@ inline void split_int4_words(const T* x, int64_t k, int64_t t, Int4Words& out) {
   });
 }
 
-// One group of kBlocks blocks of 16 rows of W, `stride` bytes apart, to be transposed in eight parts: word j of all rows of
+// One group of kBlocks blocks of 16 rows of W, `stride` bytes apart, to be transposed in kParts parts: word j of all rows of
 // block b in words[b][j].
 template <int kBlocks>
 struct WordsAhead {
+  static constexpr int kParts = 2 * kBlocks;
   const uint8_t* w;
   int64_t stride;
-  __m512i (*halves)[16];
   __m512i (*words)[16];
 
   void make(int part) const {
-    for (int b = 0; b < kBlocks; ++b) {
-      if (part >= 4) {
-        transpose_lanes(halves[b] + part - 4, words[b] + part - 4);
-      } else {
-        __m512i rows[4];
-        for (int r = 0; r < 4; ++r) rows[r] = _mm512_loadu_si512(w + (b * kInt4Block + 4 * part + r) * stride);
-        transpose_fours(rows, halves[b] + 4 * part);
-      }
-    }
+    const uint8_t* first = w + part / 2 * kInt4Block * stride;
+    const auto row = [&](int r) { return _mm512_loadu_si512(first + r * stride); };
+    part % 2 ? transpose_half<true>(row, words[part / 2]) : transpose_half<false>(row, words[part / 2]);
   }
 };
 
@@ -64,7 +58,7 @@ struct WordsAhead {
 template <int M, int kBlocks>
 inline void int4_group(const __m512i (*words)[16], const WordsAhead<kBlocks>* ahead, const int8_t* x,
                        const int32_t* offsets, const vf (&factors)[kBlocks], vf (*sums)[kBlocks]) {
-  constexpr int kSums = M * kBlocks, kChains = kSums > 4 ? 1 : kSums > 2 ? 2 : 4;  // a sum alone would wait for itself
+  constexpr int kParts = WordsAhead<kBlocks>::kParts, kSums = M * kBlocks, kChains = kSums > 4 ? 1 : kSums > 2 ? 2 : 4;  // a sum alone would wait for itself
   const __m512i mask = _mm512_set1_epi8(15);
   __m512i high[kChains][M][kBlocks], low[kChains][M][kBlocks];
   for (int i = 0; i < kChains; ++i)
@@ -80,7 +74,7 @@ inline void int4_group(const __m512i (*words)[16], const WordsAhead<kBlocks>* ah
     }
   };
   for (int64_t j = 0; j < 16; j += 2) {
-    if (ahead) ahead->make(static_cast<int>(j / 2));
+    if (ahead && j * kParts % 16 == 0) ahead->make(static_cast<int>(j * kParts / 16));
     for (int u = 0; u < 2; ++u) {
       __m512i w[kBlocks];
       for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_and_si512(words[b][j + u], mask);
@@ -121,9 +115,9 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
   vf sums[kMaxSkinnyRows][kBlocks];
   for (auto& of_row : sums)
     for (vf& sum : of_row) sum = set1(0.0f);
-  alignas(64) __m512i words[2][kBlocks][16], halves[kBlocks][16];
-  WordsAhead<kBlocks> next{w, groups * kInt4Bytes, halves, words[0]};
-  for (int part = 0; part < 8; ++part) next.make(part);
+  alignas(64) __m512i words[2][kBlocks][16];
+  WordsAhead<kBlocks> next{w, groups * kInt4Bytes, words[0]};
+  for (int part = 0; part < next.kParts; ++part) next.make(part);
   for (int64_t g = 0; g < groups; ++g) {
     next.w += kInt4Bytes;
     next.words = words[(g + 1) % 2];
