@@ -136,7 +136,7 @@ class TestWide:
         x, weight, bias, _ = build(num_rows, outputs, inputs, num_rows, dtype)
         by = native if isa == "scalar" or (isa == "amx" and dtype == torch.bfloat16) else wide_linear
         alone = torch.cat([by(x[t : t + 1], weight, bias, 1) for t in range(num_rows)])
-        for rows in (1, 17, 33, num_rows):
+        for rows in (1, 17, 27, 33, 40, num_rows):
             for threads in (1, 2, 3):
                 out = with_threads(threads, lambda rows=rows: wide_linear(x[:rows], weight, bias, rows))
                 assert torch.equal(out, alone[:rows]), (rows, threads)

@@ -39,22 +39,33 @@ struct VectorProblem {
 };
 
 // sums[block][row of W][VF] of kRows rows of W, `stride` elements apart, times kBlocks blocks of x, += over columns
-// [0, columns) from `w` and `x` on.
-template <class T, int kRows, int kBlocks>
+// [0, columns) from `w` and `x` on. kHalf: one more block, whose upper rows do not exist; two rows of W share a vector there.
+template <class T, int kRows, int kBlocks, bool kHalf>
 inline void multiply_words(const T* w, int64_t stride, const T* x, int64_t block, int64_t columns, bool first,
                            float* sums) {
   using D = Dot<T>;
   constexpr int64_t kColumns = kWordColumns<T>;
-  vf acc[kRows][kBlocks];
+  constexpr int kPairs = kHalf ? kRows / 2 : 0;
+  vf acc[kRows][kBlocks], half[kPairs + 1];
+  float* last_sums = sums + kBlocks * kVectorPanel * VF;
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBlocks; ++b) acc[r][b] = first ? set1(0.0f) : load(sums + (b * kVectorPanel + r) * VF);
+  if constexpr (kHalf)
+    for (int r = 0; r < kPairs; ++r)
+      half[r] = first ? set1(0.0f) : D::join(load(last_sums + 2 * r * VF), load(last_sums + (2 * r + 1) * VF));
   const auto step = [&](const auto& word) {
-    typename D::vec rows_of_x[kBlocks];
+    typename D::vec rows_of_x[kBlocks], lower, before;
     for (int b = 0; b < kBlocks; ++b) rows_of_x[b] = D::load(x + b * block);
+    if constexpr (kHalf) lower = D::twice(x + kBlocks * block);
     for (int r = 0; r < kRows; ++r) {
       const typename D::vec row = word(r);
       for (int b = 0; b < kBlocks; ++b) acc[r][b] = D::step(acc[r][b], row, rows_of_x[b]);
+      if constexpr (kHalf) {
+        if (r % 2) half[r / 2] = D::step(half[r / 2], D::halves(before, row), lower);
+        before = row;
+      }
     }
+    (void)lower, (void)before;
   };
   int64_t i = 0;
   for (; i + kColumns <= columns; i += kColumns, x += D::width)
@@ -66,20 +77,38 @@ inline void multiply_words(const T* w, int64_t stride, const T* x, int64_t block
     });
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBlocks; ++b) store(sums + (b * kVectorPanel + r) * VF, acc[r][b]);
+  if constexpr (kHalf)
+    for (int r = 0; r < kPairs; ++r) {
+      store(last_sums + 2 * r * VF, D::lower(half[r]));
+      store(last_sums + (2 * r + 1) * VF, D::upper(half[r]));
+    }
 }
 
 // multiply_words for `rows` rows of W, at most a panel.
-template <class T, int kBlocks>
+template <class T, int kBlocks, bool kHalf = false>
 inline void multiply_panel(const T* w, int64_t stride, int64_t rows, const T* x, int64_t block, int64_t columns,
                            bool first, float* sums, RowsAhead& ahead) {
   constexpr int kRows = kRowsOfW;
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) {
     ahead.fetch();
-    multiply_words<T, kRows, kBlocks>(w + r * stride, stride, x, block, columns, first, sums + r * VF);
+    multiply_words<T, kRows, kBlocks, kHalf>(w + r * stride, stride, x, block, columns, first, sums + r * VF);
   }
-  for (; r < rows; ++r) multiply_words<T, 1, kBlocks>(w + r * stride, stride, x, block, columns, first, sums + r * VF);
+  for (; r < rows; ++r)
+    multiply_words<T, 1, kBlocks + kHalf, false>(w + r * stride, stride, x, block, columns, first, sums + r * VF);
 }
+
+// How many of `left` blocks of x, the last one only half there, pass by W together: whole ones and whether the half as well.
+struct BlocksOfX {
+  int64_t whole;
+  bool half;
+
+  BlocksOfX(int64_t left, int64_t most, bool half_last) : whole(min64(most, left)), half(false) {
+    if (!half_last || left > most + 1) return;
+    if (left == most + 1) whole = most - 1;  // then one whole and the half: the half alone would keep no one busy
+    else if (left > 1) whole = left - 1, half = true;
+  }
+};
 
 // out[t][0, columns) = sums[.., t] + bias.
 template <class T>
@@ -129,17 +158,21 @@ inline void vector_panel(const VectorProblem<T>& p, const T* w, int64_t stride, 
   constexpr int64_t kSize = sizeof(T), kChunk = kVectorChunk * kWordColumns<T>;
   constexpr int kBlocks = kBlocksOfX<T>;
   const int64_t blocks = p.blocks(), steps = (blocks + kBlocks - 1) / kBlocks * (kVectorPanel / kRowsOfW);
+  const bool half_last = VF == 16 && p.num_rows % VF > 0 && p.num_rows % VF <= VF / 2;
   for (int64_t begin = 0; begin < p.k; begin += kChunk) {
     const int64_t length = min64(kChunk, p.k - begin), later = begin + kChunk;
     RowsAhead ahead;
     if (const T* next = later < p.k ? w + later : then)
       ahead = {next, stride * kSize, min64(kChunk, later < p.k ? p.k - later : p.k) * kSize, columns, steps};
-    for (int64_t b = 0; b < blocks; b += kBlocks) {
+    for (int64_t b = 0; b < blocks;) {
       float* to = sums + b * kVectorPanel * VF;
       const T* x = p.x + b * p.block() + begin * VF;
-      const int64_t held = min64(kBlocks, blocks - b);
-      const auto run = held == 3 ? multiply_panel<T, 3> : held == 2 ? multiply_panel<T, 2> : multiply_panel<T, 1>;
+      const BlocksOfX held(blocks - b, kBlocks, half_last);
+      auto run = held.whole == 3 ? multiply_panel<T, 3> : held.whole == 2 ? multiply_panel<T, 2> : multiply_panel<T, 1>;
+      if constexpr (VF == 16)
+        if (held.half) run = held.whole == 2 ? multiply_panel<T, 2, true> : multiply_panel<T, 1, true>;
       run(w + begin, stride, columns, x, p.block(), length, begin == 0, to, ahead);
+      b += held.whole + held.half;
     }
   }
   for (int64_t b = 0; b < blocks; ++b) store_block(p, b, n, columns, sums + b * kVectorPanel * VF);
