@@ -179,6 +179,7 @@ void run_encoder_pass(EncoderPass& pass, const std::vector<int64_t>& sizes, Addr
 }  // namespace
 
 void bind_networks(py::module_& m) {
+  m.def("prefers_winograd", [](int dtype) { return prefers_winograd(static_cast<DType>(dtype)); });
   m.def("packed_conv", &packed_conv);
   m.def("packed_conv_transpose", &packed_conv_transpose);
   py::class_<PackedConv>(m, "PackedConv")

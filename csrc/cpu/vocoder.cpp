@@ -11,7 +11,7 @@ namespace antiphon {
 namespace {
 
 constexpr int64_t kFewChannels = 16;  // up to here float32 vectors: two bfloat16 parts are too inexact in the narrow stages
-constexpr int64_t kMostTaps = 31;
+constexpr int64_t kWinogradChannels = 16, kMostTaps = 31;  // the fewest and the most that pass by tiles
 constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
 
 bool use_pairs(DType dtype, int64_t channels) {
@@ -19,11 +19,8 @@ bool use_pairs(DType dtype, int64_t channels) {
   return isa == Isa::amx ? dtype == DType::bf16 || channels > kFewChannels : isa == Isa::avx512bf16 && dtype == DType::bf16;
 }
 
-// Half the products and twice the weights; float32 on tiles of AMX is faster still.
 bool use_winograd(DType dtype, int64_t channels, int64_t taps) {
-  const Isa isa = active_isa();
-  const bool vectors = isa != Isa::scalar && isa != Isa::amx;
-  return vectors && dtype == DType::f32 && channels >= 16 && taps >= 3 && taps <= kMostTaps;
+  return prefers_winograd(dtype) && channels >= kWinogradChannels && taps >= 3 && taps <= kMostTaps;
 }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -51,6 +48,12 @@ thread_local Workspace workspace;
 int64_t sheet_size(int64_t batch, int64_t channels, int64_t length) { return batch * round_up(channels, 16) * length; }
 
 }  // namespace
+
+// Half the products; on tiles float32 is faster still.
+bool prefers_winograd(DType dtype) {
+  const Isa isa = active_isa();
+  return dtype == DType::f32 && isa != Isa::scalar && isa != Isa::amx;
+}
 
 PackedConv::PackedConv(DType dtype, const void* bias, int64_t out_channels, int64_t in_channels, int64_t stride)
     : kernel_(kernels()), dtype_(dtype), pairs_(use_pairs(dtype, std::min(out_channels, in_channels))),

@@ -11,6 +11,9 @@
 
 namespace antiphon {
 
+// Whether convolutions that keep the length run by Winograd's filtering, which packs up to 7/3 of their weights.
+bool prefers_winograd(DType dtype);
+
 // A convolution that keeps the length (stride 1) or a transposed one to `stride` times the length.
 class PackedConv {
  public:

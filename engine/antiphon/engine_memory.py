@@ -55,7 +55,8 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
 def second_copies(weights: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     """Bytes that a CPU's native networks keep beside the weights: convolutions in their own order, and three bytes for every
     four of a float32 matrix where those are multiplied as integers."""
-    copies = {"vocoder, packed": weights["vocoder"]} if native.available and "vocoder" in weights else {}
+    packed = native.packed_vocoder_bytes(weights.get("vocoder", 0), dtype)
+    copies = {"vocoder, packed": packed} if packed else {}
     if native.prefers_fixed(torch.empty(1, 1)):
         float32 = {"speech tokenizer"} | ({"whisper", "flow"} if dtype == torch.float32 else set())
         copies |= {f"{part}, packed": size * 3 // 4 for part, size in weights.items() if part in float32}

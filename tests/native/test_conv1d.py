@@ -15,6 +15,7 @@ if not available:
 
 from antiphon_kernels.native.conv1d import PackedConv
 from antiphon_kernels.native.conv1d import native_conv1d as run
+from antiphon_kernels.native.vocoder import packed_bytes
 
 SHAPES = [  # batch, channels, out channels, length, taps, dilation
     (1, 1, 1, 1, 3, 1),  # smallest; all but one tap outside
@@ -108,6 +109,13 @@ def test_transposed_agrees_with_pytorch(shape, dtype, isa, poison, with_threads)
 def test_transposed_refuses_another_length():
     with pytest.raises(ValueError, match="padding"):
         PackedConv(torch.randn(4, 4, 5), None, stride=2, padding=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("taps", [3, 5, 7, 11])
+def test_packed_weights_take_what_the_memory_plan_reckons(taps, dtype, isa):
+    weight = torch.randn(64, 64, taps).to(dtype)
+    assert weight.nbytes <= PackedConv(weight, None).native.bytes <= packed_bytes(weight.nbytes, dtype)
 
 
 def test_operator_runs_the_kernel(isa):

@@ -54,6 +54,15 @@ def bind_vocoder(config, weights):
     return BoundVocoder(config, weights) if chosen() and available_for(config, weights) else None
 
 
+def packed_vocoder_bytes(num_bytes: int, dtype) -> int:
+    """Bytes that a bound vocoder keeps, at most, beside ``num_bytes`` of weights."""
+    if not available:
+        return 0
+    from .vocoder import packed_bytes
+
+    return packed_bytes(num_bytes, dtype)
+
+
 def bind_flow_pass(config, dense, cos, sin, eps: float, packed_limit: int):
     """The ``flow_pass.FlowPass`` of a DiT's linear maps, or None where the native path cannot run it or is not chosen."""
     if not available:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from .. import _native
 from ..conv1d import conv1d
-from .arguments import fits
+from .arguments import DTYPES, fits
 from .conv1d import AmpBlocks, PackedConv
 
 ACTIVATION = ("act.alpha", "act.inv_beta", "upsample.filter", "downsample.lowpass.filter")
@@ -26,6 +28,11 @@ def available_for(config, weights: Mapping[str, Tensor]) -> bool:
 def chosen() -> bool:
     """True if convolutions run natively unless told otherwise."""
     return conv1d.backends("cpu")[0] == "native"
+
+
+def packed_bytes(num_bytes: int, dtype: torch.dtype) -> int:
+    """Bytes of packed convolutions, at most, for ``num_bytes`` of weights; Winograd's tiles take seven numbers for three taps."""
+    return num_bytes * 7 // 3 if dtype in DTYPES and _native.prefers_winograd(DTYPES[dtype]) else num_bytes
 
 
 class BoundVocoder:
