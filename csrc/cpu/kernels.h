@@ -318,6 +318,26 @@ struct WinogradConvArgs {
   std::atomic<int64_t>* next;
 };
 
+// A convolution of few channels that keeps the length, channel by channel as tensors lie (conv1d_thin.cpp), all float32.
+struct ThinConvArgs {
+  const float* x;         // [batch, in_channels, length]
+  const float* packed;    // [out_channels / 4][in_channels][taps][4]
+  const float* bias;      // [out_channels rounded up to 4]
+  const float* residual;  // this, total and out [batch, out_channels, length], otherwise as Conv1dArgs
+  const float* total;
+  float* out;
+  int64_t batch, in_channels, out_channels, length, taps, dilation;
+  float scale;
+  std::atomic<int64_t>* next;
+};
+
+struct ConvertArgs {
+  bf16* values;   // [size]
+  float* floats;  // [size]
+  int64_t size;
+  bool to_floats;
+};
+
 struct SnakeRowsArgs {
   const float* sheet;        // [rows.batch, rows.channels, rows.length]
   const float* alpha;        // [channels]
@@ -419,6 +439,8 @@ struct DecodeInputsArgs {
   X(conv1d_sheet, ConvSheetArgs)                 \
   X(conv1d_weight, ConvWeightArgs)               \
   X(conv1d, Conv1dArgs)                          \
+  X(thin_conv1d, ThinConvArgs)                   \
+  X(convert, ConvertArgs)                        \
   X(winograd_weight, WinogradWeightArgs)         \
   X(winograd_input, WinogradInputArgs)           \
   X(winograd_conv1d, WinogradConvArgs)           \

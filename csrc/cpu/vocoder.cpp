@@ -11,7 +11,7 @@ namespace antiphon {
 namespace {
 
 constexpr int64_t kFewChannels = 16;  // up to here float32 vectors: two bfloat16 parts are too inexact in the narrow stages
-constexpr int64_t kWinogradChannels = 16, kMostTaps = 31;  // the fewest and the most that pass by tiles
+constexpr int64_t kWinogradChannels = 16, kMostTaps = 31;  // the fewest and the most that pass by tiles; fewer are thin
 constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
 
 bool use_pairs(DType dtype, int64_t channels) {
@@ -21,6 +21,11 @@ bool use_pairs(DType dtype, int64_t channels) {
 
 bool use_winograd(DType dtype, int64_t channels, int64_t taps) {
   return prefers_winograd(dtype) && channels >= kWinogradChannels && taps >= 3 && taps <= kMostTaps;
+}
+
+bool use_thin(int64_t out_channels, int64_t in_channels) {
+  const bool few = std::max(out_channels, in_channels) < kWinogradChannels;
+  return active_isa() != Isa::scalar && (few || (out_channels <= 4 && in_channels <= kWinogradChannels));
 }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -44,6 +49,21 @@ struct Workspace {
   Aligned<char> rows, tiles;
 };
 thread_local Workspace workspace;
+
+// x as float32: itself, or `held` with its values.
+const float* as_floats(DType dtype, const void* x, int64_t size, Aligned<float>& held) {
+  if (dtype == DType::f32 || !x) return static_cast<const float*>(x);
+  launch(kernels().convert, ConvertArgs{static_cast<bf16*>(const_cast<void*>(x)), held.reserve(size), size, true});
+  return held.data();
+}
+
+// What as float32 is to become `out`: itself, or `held`, which finish_floats() rounds.
+float* start_floats(DType dtype, void* out, int64_t size, Aligned<float>& held) {
+  return dtype == DType::f32 ? static_cast<float*>(out) : held.reserve(size);
+}
+void finish_floats(DType dtype, void* out, int64_t size, float* floats) {
+  if (dtype != DType::f32) launch(kernels().convert, ConvertArgs{static_cast<bf16*>(out), floats, size, false});
+}
 
 int64_t sheet_size(int64_t batch, int64_t channels, int64_t length) { return batch * round_up(channels, 16) * length; }
 
@@ -77,6 +97,16 @@ void PackedConv::add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps
   bytes_ += bytes;
 }
 
+void PackedConv::pack_thin(const void* weight, int64_t taps, int64_t dilation) {
+  thin_taps_ = taps;
+  thin_dilation_ = dilation;
+  thin_weights_.resize(round_up(out_channels_, 4) * in_channels_ * taps);
+  for (int64_t o = 0; o < out_channels_; ++o)
+    for (int64_t i = 0; i < in_channels_ * taps; ++i)
+      thin_weights_[(o / 4 * in_channels_ * taps + i) * 4 + o % 4] = value(dtype_, weight, o * in_channels_ * taps + i);
+  bytes_ += static_cast<int64_t>(thin_weights_.size() * sizeof(float));
+}
+
 void PackedConv::pack_winograd(const float* weight) {
   const int64_t size = round_up(out_channels_, 32) * round_up(in_channels_, 16) * winograd_->groups() * Winograd::kPoints;
   launch(kernel_.winograd_weight,
@@ -87,6 +117,10 @@ void PackedConv::pack_winograd(const float* weight) {
 PackedConv PackedConv::plain(DType dtype, const void* weight, const void* bias, int64_t out_channels,
                              int64_t in_channels, int64_t taps, int64_t dilation) {
   PackedConv conv(dtype, bias, out_channels, in_channels, 1);
+  if (use_thin(out_channels, in_channels)) {
+    conv.pack_thin(weight, taps, dilation);
+    return conv;
+  }
   if (use_winograd(dtype, std::min(out_channels, in_channels), taps)) {
     conv.winograd_ = Winograd{taps, dilation};
     conv.pack_winograd(static_cast<const float*>(weight));
@@ -122,6 +156,13 @@ ConvRows PackedConv::rows(int64_t batch, int64_t length, int64_t padding) const 
   return {nullptr, batch, in_channels_, length, planes_, padding, length + 2 * padding + kSpare, pairs_};
 }
 
+void PackedConv::run_thin(const float* x, const float* residual, const float* total, float scale, float* out,
+                          int64_t batch, int64_t length) const {
+  std::atomic<int64_t> next{0};
+  launch(kernel_.thin_conv1d, ThinConvArgs{x, thin_weights_.data(), bias_.data(), residual, total, out, batch, in_channels_,
+                                           out_channels_, length, thin_taps_, thin_dilation_, scale, &next});
+}
+
 void PackedConv::run_winograd(const ConvRows& rows, const float* residual, const float* total, float scale,
                               float* out) const {
   const int64_t length = winograd_->input_tiles(rows.length);
@@ -146,6 +187,14 @@ void PackedConv::run(const ConvRows& rows, const float* residual, const float* t
 
 void PackedConv::run(const void* x, const void* residual, void* out, int64_t batch, int64_t length) const {
   Workspace& w = workspace;
+  if (thin()) {
+    const int64_t size = batch * out_channels_ * length;
+    const float* input = as_floats(dtype_, x, batch * in_channels_ * length, w.sheets[0]);
+    const float* held = as_floats(dtype_, residual, size, w.sheets[1]);
+    float* result = start_floats(dtype_, out, size, w.sheets[2]);
+    run_thin(input, held, nullptr, 1.0f, result, batch, length);
+    return finish_floats(dtype_, out, size, result);
+  }
   ConvRows in = rows(batch, length, padding_);
   in.data = w.rows.reserve(in.bytes());
   launch(kernel_.conv1d_rows, ConvRowsArgs{dtype_, x, in});
@@ -175,16 +224,39 @@ void AmpBlocks::activate(int64_t index, const float* sheet, const ConvRows& rows
          SnakeRowsArgs{sheet, w.alpha, w.inv_beta, w.up_filter, w.down_filter, rows, &next});
 }
 
-// out = scale * (total + x + conv(activation(conv(activation(x))))); `middle` is scratch.
-void AmpBlocks::layer(int64_t index, const ConvRows& rows, const float* x, const float* total, float scale,
-                      float* middle, float* out) const {
-  activate(index, x, rows);
-  convs_[index]->run(rows, nullptr, nullptr, 1.0f, middle);
-  activate(index + 1, middle, rows);
-  convs_[index + 1]->run(rows, x, total, scale, out);
+template <class Layer>
+void AmpBlocks::each_layer(const float* input, float* state, float* total, const Layer& layer) const {
+  const int64_t per_block = static_cast<int64_t>(convs_.size()) / num_blocks_;
+  for (int64_t block = 0; block < num_blocks_; ++block)
+    for (int64_t i = 0; i < per_block; i += 2) {
+      const bool ends = i + 2 == per_block;
+      const float scale = ends && block + 1 == num_blocks_ ? 1.0f / static_cast<float>(num_blocks_) : 1.0f;
+      layer(block * per_block + i, i == 0 ? input : state, ends && block > 0 ? total : nullptr, scale, ends ? total : state);
+    }
+}
+
+void AmpBlocks::run_thin(const void* x, void* out, int64_t batch, int64_t length) const {
+  Workspace& w = workspace;
+  const int64_t size = batch * channels_ * length;
+  const float* input = as_floats(dtype_, x, size, w.sheets[0]);
+  float *active = w.sheets[1].reserve(2 * size), *middle = active + size, *state = w.sheets[2].reserve(size);
+  float* total = start_floats(dtype_, out, size, w.sheets[3]);
+  const auto activate = [&](int64_t index, const float* from) {
+    const SnakeWeights& s = activations_[index];
+    launch(kernel_.alias_free_snake, AliasFreeSnakeArgs{DType::f32, from, s.alpha, s.inv_beta, s.up_filter, s.down_filter,
+                                                        active, batch * channels_, channels_, length});
+  };
+  each_layer(input, state, total, [&](int64_t index, const float* from, const float* sum, float scale, float* to) {
+    activate(index, from);
+    convs_[index]->run_thin(active, nullptr, nullptr, 1.0f, middle, batch, length);
+    activate(index + 1, middle);
+    convs_[index + 1]->run_thin(active, from, sum, scale, to, batch, length);
+  });
+  finish_floats(dtype_, out, size, total);
 }
 
 void AmpBlocks::run(const void* x, void* out, int64_t batch, int64_t length) const {
+  if (convs_[0]->thin()) return run_thin(x, out, batch, length);
   Workspace& w = workspace;
   const int64_t size = sheet_size(batch, channels_, length);
   float *input = w.sheets[0].reserve(size), *middle = w.sheets[1].reserve(size), *state = w.sheets[2].reserve(size);
@@ -196,14 +268,12 @@ void AmpBlocks::run(const void* x, void* out, int64_t batch, int64_t length) con
   for (int64_t n = 0; n < batch; ++n)
     for (int64_t block = 0; block < rows.blocks(); ++block) rows.clear_padding(n, block);
   launch(kernel_.conv1d_sheet, ConvSheetArgs{dtype_, const_cast<void*>(x), input, batch, channels_, length, true});
-  const int64_t per_block = static_cast<int64_t>(convs_.size()) / num_blocks_;
-  for (int64_t block = 0; block < num_blocks_; ++block)
-    for (int64_t i = 0; i < per_block; i += 2) {
-      const bool ends = i + 2 == per_block;
-      const float scale = ends && block + 1 == num_blocks_ ? 1.0f / static_cast<float>(num_blocks_) : 1.0f;
-      layer(block * per_block + i, rows, i == 0 ? input : state, ends && block > 0 ? total : nullptr, scale, middle,
-            ends ? total : state);
-    }
+  each_layer(input, state, total, [&](int64_t index, const float* from, const float* sum, float scale, float* to) {
+    activate(index, from, rows);
+    convs_[index]->run(rows, nullptr, nullptr, 1.0f, middle);
+    activate(index + 1, middle, rows);
+    convs_[index + 1]->run(rows, from, sum, scale, to);
+  });
   launch(kernel_.conv1d_sheet, ConvSheetArgs{dtype_, out, total, batch, channels_, length, false});
 }
 

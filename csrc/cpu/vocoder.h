@@ -32,6 +32,11 @@ class PackedConv {
   // or null.
   void run(const void* x, const void* residual, void* out, int64_t batch, int64_t length) const;
 
+  // Few channels, which pass as tensors lie: all [batch, channels, length], float32.
+  bool thin() const { return !thin_weights_.empty(); }
+  void run_thin(const float* x, const float* residual, const float* total, float scale, float* out, int64_t batch,
+                int64_t length) const;
+
   int64_t padding() const { return padding_; }
   int64_t bytes() const { return bytes_; }
 
@@ -42,6 +47,7 @@ class PackedConv {
   };
 
   PackedConv(DType dtype, const void* bias, int64_t out_channels, int64_t in_channels, int64_t stride);
+  void pack_thin(const void* weight, int64_t taps, int64_t dilation);
   void pack_winograd(const float* weight);
   void run_winograd(const ConvRows& rows, const float* residual, const float* total, float scale, float* out) const;
   void add_phase(ConvWeightArgs args, const std::vector<int64_t>& taps, std::vector<int64_t> offsets);
@@ -51,9 +57,11 @@ class PackedConv {
   bool pairs_;
   int64_t out_channels_, in_channels_, stride_, planes_, padding_ = 0, bytes_ = 0;
   std::vector<float> bias_;
-  std::vector<Taps> phases_;  // empty with
+  std::vector<Taps> phases_;  // or one of
   std::optional<Winograd> winograd_;
   Aligned<float> winograd_weights_;
+  std::vector<float> thin_weights_;
+  int64_t thin_taps_ = 0, thin_dilation_ = 0;
 };
 
 // Parameters of an anti-aliased activation: alpha, inv_beta [channels], filters [12].
@@ -71,9 +79,11 @@ class AmpBlocks {
   void run(const void* x, void* out, int64_t batch, int64_t length) const;
 
  private:
-  void layer(int64_t index, const ConvRows& rows, const float* x, const float* total, float scale, float* middle,
-             float* out) const;
+  void run_thin(const void* x, void* out, int64_t batch, int64_t length) const;
   void activate(int64_t index, const float* sheet, const ConvRows& rows) const;
+  // layer(index, x, total, scale, out) for all of them, the last to `total`: out = scale * (total + x + layer of x).
+  template <class Layer>
+  void each_layer(const float* input, float* state, float* total, const Layer& layer) const;
 
   const Kernels& kernel_;
   DType dtype_;
