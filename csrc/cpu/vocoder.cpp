@@ -10,8 +10,8 @@
 namespace antiphon {
 namespace {
 
-constexpr int64_t kFewChannels = 16;  // up to here float32 vectors: two bfloat16 parts are too inexact in the narrow stages
-constexpr int64_t kWinogradChannels = 16, kMostTaps = 31;  // the fewest and the most that pass by tiles; fewer are thin
+constexpr int64_t kFewChannels = 16;  // up to here float32: two bfloat16 parts are too inexact in the narrow stages
+constexpr int64_t kWinogradChannels = 16, kMostTaps = 31;  // the fewest and the most that pass by tiles
 constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
 
 bool use_pairs(DType dtype, int64_t channels) {
@@ -23,9 +23,10 @@ bool use_winograd(DType dtype, int64_t channels, int64_t taps) {
   return prefers_winograd(dtype) && channels >= kWinogradChannels && taps >= 3 && taps <= kMostTaps;
 }
 
-bool use_thin(int64_t out_channels, int64_t in_channels) {
-  const bool few = std::max(out_channels, in_channels) < kWinogradChannels;
-  return active_isa() != Isa::scalar && (few || (out_channels <= 4 && in_channels <= kWinogradChannels));
+// Up to 16 channels; AMX has tiles for 16 of bfloat16.
+bool use_thin(DType dtype, int64_t out_channels, int64_t in_channels) {
+  const int64_t most = active_isa() == Isa::amx && dtype == DType::bf16 ? kFewChannels - 1 : kFewChannels;
+  return active_isa() != Isa::scalar && in_channels <= most && out_channels <= most;
 }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -117,7 +118,7 @@ void PackedConv::pack_winograd(const float* weight) {
 PackedConv PackedConv::plain(DType dtype, const void* weight, const void* bias, int64_t out_channels,
                              int64_t in_channels, int64_t taps, int64_t dilation) {
   PackedConv conv(dtype, bias, out_channels, in_channels, 1);
-  if (use_thin(out_channels, in_channels)) {
+  if (use_thin(dtype, out_channels, in_channels)) {
     conv.pack_thin(weight, taps, dilation);
     return conv;
   }

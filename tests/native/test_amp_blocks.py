@@ -19,7 +19,8 @@ SHAPES = [  # batch, channels, length
     (1, 1, 1),  # smallest
     (2, 5, 31),  # less than a vector of channels; two items
     (1, 33, 127),  # one channel above a row of AMX; one time below a span of the activation
-    (1, 16, 129),  # half a row of AMX; one time above
+    (1, 16, 129),  # half a row of AMX, or the most channels in vectors of times; one time above
+    (2, 12, 300),  # vectors of times; more than a span of them
     (1, 48, 641),  # one time above a span of the convolution
 ]
 

@@ -24,6 +24,8 @@ SHAPES = [  # batch, channels, out channels, length, taps, dilation
     (1, 33, 65, 100, 11, 5),  # one channel above a tile each way; the widest reach
     (1, 64, 32, 32, 1, 1),  # whole tiles, one tap
     (1, 96, 16, 641, 11, 3),  # several chunks of weights; one time above a span
+    (2, 16, 1, 257, 7, 1),  # the most channels that pass in vectors of times, as conv_post's; one time above a span of them
+    (1, 12, 6, 600, 5, 3),  # three spans of them; whole and half groups of output channels
     (1, 16, 17, 6, 5, 1),  # the fewest channels of Winograd's tiles; two whole tiles
     (2, 17, 33, 7, 9, 5),  # fewer times than a tile reaches, the last group with one tap; two items
     (1, 32, 16, 961, 3, 1),  # tiles of one tap group; one time above a span of them

@@ -8,6 +8,8 @@
 //     the four products, an error near 2^-16 of the largest terms.
 //   elsewhere, and for few channels in float32 (conv1d_vector.h): fused multiply-adds of broadcast inputs and vectors of
 //     output channels, with AVX512-BF16 two inputs at a time.
+// Not all come here (vocoder.cpp): float32 without tiles takes half the products in conv1d_winograd.cpp, and up to 16
+// channels pass as they lie in conv1d_thin.cpp.
 #include "conv1d_chunk.h"
 
 namespace antiphon::ANTIPHON_ISA {
