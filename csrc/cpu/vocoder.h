@@ -57,7 +57,7 @@ class PackedConv {
   bool pairs_;
   int64_t out_channels_, in_channels_, stride_, planes_, padding_ = 0, bytes_ = 0;
   std::vector<float> bias_;
-  std::vector<Taps> phases_;  // or one of
+  std::vector<Taps> phases_;  // empty with one of those below
   std::optional<Winograd> winograd_;
   Aligned<float> winograd_weights_;
   std::vector<float> thin_weights_;

@@ -1,8 +1,9 @@
 // int4 skinny linear with AVX512-VNNI and no tiles; included by linear_int4.cpp. The arithmetic of linear_int4_vnni.h.
 //
-// 16 rows of W at a time: a group of theirs is transposed, so that a vector holds the same eight columns of all 16, and
-// meets four columns of a row of x in all lanes. The sums of a group are then a row of W a lane, however many rows of x
-// there are. W is read as one stream: the 16 rows after those at work are asked for evenly.
+// A group of 16 rows of W is transposed, so that a vector holds the same eight columns of all 16, and meets four columns of
+// a row of x in all lanes. The sums of a group are then a row of W a lane, however many rows of x there are. Two such blocks
+// share what is loaded of x, of which a cycle brings no more than it takes; the words of their next group are made beside
+// the products of this one. W is read as one stream: the 32 rows after those at work are asked for evenly.
 #pragma once
 
 #include "linear_int4_vnni.h"
@@ -58,7 +59,8 @@ struct WordsAhead {
 template <int M, int kBlocks>
 inline void int4_group(const __m512i (*words)[16], const WordsAhead<kBlocks>* ahead, const int8_t* x,
                        const int32_t* offsets, const vf (&factors)[kBlocks], vf (*sums)[kBlocks]) {
-  constexpr int kParts = WordsAhead<kBlocks>::kParts, kSums = M * kBlocks, kChains = kSums > 4 ? 1 : kSums > 2 ? 2 : 4;  // a sum alone would wait for itself
+  constexpr int kParts = WordsAhead<kBlocks>::kParts;
+  constexpr int kChains = M * kBlocks > 4 ? 1 : M * kBlocks > 2 ? 2 : 4;  // a sum alone would wait for itself
   const __m512i mask = _mm512_set1_epi8(15);
   __m512i high[kChains][M][kBlocks], low[kChains][M][kBlocks];
   for (int i = 0; i < kChains; ++i)

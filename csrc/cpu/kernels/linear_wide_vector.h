@@ -98,14 +98,15 @@ inline void multiply_panel(const T* w, int64_t stride, int64_t rows, const T* x,
     multiply_words<T, 1, kBlocks + kHalf, false>(w + r * stride, stride, x, block, columns, first, sums + r * VF);
 }
 
-// How many of `left` blocks of x, the last one only half there, pass by W together: whole ones and whether the half as well.
+// How many of `left` blocks of x, at most `most`, pass by W together: whole ones, and whether the last one, if only half
+// there, as well.
 struct BlocksOfX {
   int64_t whole;
   bool half;
 
   BlocksOfX(int64_t left, int64_t most, bool half_last) : whole(min64(most, left)), half(false) {
     if (!half_last || left > most + 1) return;
-    if (left == most + 1) whole = most - 1;  // then one whole and the half: the half alone would keep no one busy
+    if (left == most + 1) whole = most - 1;  // leaves one for the half, which alone has too few sums
     else if (left > 1) whole = left - 1, half = true;
   }
 };

@@ -55,7 +55,7 @@ def bind_vocoder(config, weights):
 
 
 def packed_vocoder_bytes(num_bytes: int, dtype) -> int:
-    """Bytes that a bound vocoder keeps, at most, beside ``num_bytes`` of weights."""
+    """Bytes that a bound vocoder keeps beside ``num_bytes`` of weights, as ``vocoder.packed_bytes``."""
     if not available:
         return 0
     from .vocoder import packed_bytes

@@ -31,7 +31,8 @@ def chosen() -> bool:
 
 
 def packed_bytes(num_bytes: int, dtype: torch.dtype) -> int:
-    """Bytes of packed convolutions, at most, for ``num_bytes`` of weights; Winograd's tiles take seven numbers for three taps."""
+    """Bytes of packed convolutions for ``num_bytes`` of weights, at most where channels fill blocks of 32; Winograd's tiles take
+    up to seven numbers for three taps."""
     return num_bytes * 7 // 3 if dtype in DTYPES and _native.prefers_winograd(DTYPES[dtype]) else num_bytes
 
 
