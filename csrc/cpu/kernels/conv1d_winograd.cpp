@@ -17,7 +17,7 @@ constexpr int64_t kPoints = Winograd::kPoints;
 constexpr int64_t kSpan = 192;      // tiles of a unit of work at most
 constexpr int64_t kSpare = 24;      // tiles that the last products of a span may write behind it
 
-// G, from group `first` on: value at each point of taps [first, first + n).
+// G: the values of n taps at the points, over N_p(p); infinity, the last tap of a whole group, is the caller's.
 void weights_of(const float* taps, int64_t n, double (&value)[kPoints]) {
   constexpr double kAt[] = {1, -1, 2, -2, 0.5, -0.5}, kScale[] = {-4.5, 4.5, 45, -45, 2.8125, -2.8125};
   for (int p = 0; p < 6; ++p) {
@@ -27,6 +27,8 @@ void weights_of(const float* taps, int64_t n, double (&value)[kPoints]) {
   }
 }
 
+// X: N of the points p and -p are (x + p) and (x - p) times prod (x^2 - q^2) of the two other pairs, e0 + e1 x^2 + x^4;
+// infinity takes the product of all three.
 void inputs_of(const vf (&d)[kPoints], vf (&x)[kPoints]) {
   const auto pair = [&](int p, float at, float e0, float e1) {
     const vf a = set1(e0), b = set1(e1);
@@ -40,6 +42,7 @@ void inputs_of(const vf (&d)[kPoints], vf (&x)[kPoints]) {
   x[6] = fmadd(set1(5.25f), sub(d[2], d[4]), sub(d[6], d[0]));
 }
 
+// A, from sums over channels and groups.
 template <int64_t kOutputs>
 void results_of(const vf (&m)[kPoints], vf (&y)[kOutputs]) {
   const vf even[] = {add(m[0], m[1]), add(m[2], m[3]), add(m[4], m[5])};
