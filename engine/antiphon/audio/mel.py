@@ -39,10 +39,11 @@ def log_mel(samples: torch.Tensor, width: int, num_frames: int | None = None) ->
     frames = padded[: (sounding - 1) * HOP + NUM_FFT].unfold(0, NUM_FFT, HOP)
     power = torch.fft.rfft(frames * _hann(samples.device)).abs().square()
     mel = (_filters(samples.device) @ power.T).clamp(min=10.0**FLOOR).log10()
-    mel = torch.maximum(mel, mel.max() - 8.0)
-    silence = torch.clamp(mel.max() - 8.0, min=FLOOR)
-    full = torch.cat([mel, silence.expand(NUM_MELS, max(0, num_frames - sounding))], dim=1)
-    return (full[:, :num_frames] + 4.0) / 4.0
+    lowest = mel.max() - 8.0
+    out = mel.new_empty(NUM_MELS, num_frames)  # the one tensor of 30 s: others would cost more than what is in them
+    out[:, :sounding] = (torch.maximum(mel, lowest)[:, :num_frames] + 4.0) / 4.0
+    out[:, sounding:] = (lowest.clamp(min=FLOOR) + 4.0) / 4.0
+    return out
 
 
 @lru_cache(maxsize=1)

@@ -39,7 +39,8 @@ class WhisperEncoder:
 
     def log_mels(self, segments: Sequence[torch.Tensor]) -> torch.Tensor:
         """Log-mels of segments (float32 [L] each), padded to 30 s: float32 [N, 128, 3000]."""
-        return torch.stack([log_mel(segment.to(self.device), SEGMENT_SAMPLES) for segment in segments])
+        mels = [log_mel(segment.to(self.device), SEGMENT_SAMPLES) for segment in segments]
+        return mels[0][None] if len(mels) == 1 else torch.stack(mels)  # one alone is not copied
 
     def encode(self, mels: torch.Tensor, wanted: int | None = None) -> torch.Tensor:
         """All rows of N padded segments, or the first ``wanted``: [N, 128, 2T] -> [N, T, d]. The padding takes part in the
