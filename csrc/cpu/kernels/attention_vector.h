@@ -60,7 +60,7 @@ class VectorBlock {
   }
 
   // Keys [first, first + n) to rows [at, at + kKeyStep) of a block, zero past n. Those of the next head, which lie
-  // behind them, are asked for: rows are too far apart for the processor to guess. A line or less comes by itself.
+  // behind them, are asked for: rows are too far apart for the processor to guess. Less than two lines come by themselves.
   template <class Problem>
   static void pack(const Problem& p, int64_t first, int64_t n, Stored* block, int64_t at) {
     const int64_t dim = p.head_dim, width = padded(dim);
