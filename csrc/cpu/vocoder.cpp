@@ -11,7 +11,7 @@ namespace antiphon {
 namespace {
 
 constexpr int64_t kFewChannels = 16;  // up to here float32: two bfloat16 parts are too inexact in the narrow stages
-constexpr int64_t kWinogradChannels = 16, kMostTaps = 31;  // the fewest and the most that pass by tiles
+constexpr int64_t kMostTaps = 31;  // of Winograd's filtering
 constexpr int64_t kSpare = 32;  // rows behind the last that a block of times may read
 
 bool use_pairs(DType dtype, int64_t channels) {
@@ -20,7 +20,7 @@ bool use_pairs(DType dtype, int64_t channels) {
 }
 
 bool use_winograd(DType dtype, int64_t channels, int64_t taps) {
-  return prefers_winograd(dtype) && channels >= kWinogradChannels && taps >= 3 && taps <= kMostTaps;
+  return prefers_winograd(dtype) && channels > kFewChannels && taps >= 3 && taps <= kMostTaps;
 }
 
 // Up to 16 channels; AMX has tiles for 16 of bfloat16.

@@ -47,7 +47,8 @@ struct Pairs {
 };
 #endif
 
-// kTimes times from t on and kVectors vectors of channels from `lane` on; `at` holds the steps' byte offsets.
+// kTimes times from t on and kVectors vectors of channels from `lane` on; `at` holds the steps' byte offsets. A chunk has a
+// sum of its own, which is added to those before it: shorter sums round less.
 template <int64_t kVectors, int64_t kTimes, class Step>
 inline void vector_products(const ConvChunk& c, const int64_t* at, const typename Step::Weight* w, int64_t t,
                             int64_t lane) {
@@ -56,7 +57,7 @@ inline void vector_products(const ConvChunk& c, const int64_t* at, const typenam
   for (int64_t v = 0; v < kVectors; ++v) sums[v] = c.sums + t * 16 + (lane + v * VF) / 16 * c.half + (lane + v * VF) % 16;
   vf sum[kTimes][kVectors];
   for (int64_t i = 0; i < kTimes; ++i)
-    for (int64_t v = 0; v < kVectors; ++v) sum[i][v] = c.begin == 0 ? set1(0.0f) : load(sums[v] + i * 16);
+    for (int64_t v = 0; v < kVectors; ++v) sum[i][v] = set1(0.0f);
   const auto word = [&](int64_t s, int64_t i) {
     typename Step::Vec held[kVectors];
     for (int64_t v = 0; v < kVectors; ++v) held[v] = Step::weights(w + s * Step::kElements, i, lane + v * VF);
@@ -72,7 +73,8 @@ inline void vector_products(const ConvChunk& c, const int64_t* at, const typenam
   for (int64_t s = whole; s < steps; ++s)
     for (int64_t i = 0; i < c.last_words; ++i) word(s, i);
   for (int64_t i = 0; i < kTimes; ++i)
-    for (int64_t v = 0; v < kVectors; ++v) store(sums[v] + i * 16, sum[i][v]);
+    for (int64_t v = 0; v < kVectors; ++v)
+      store(sums[v] + i * 16, c.begin == 0 ? sum[i][v] : add(load(sums[v] + i * 16), sum[i][v]));
 }
 
 template <int64_t kVectors, int64_t kTimes, class Step>

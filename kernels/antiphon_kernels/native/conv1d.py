@@ -2,8 +2,8 @@
 
 Weights are packed for the instruction set in use when they are bound. With AMX float32 operands are split into two bfloat16
 parts each; the result is within 1e-5 of the largest output. Without AMX float32 convolutions of more than 16 channels take half
-the products by Winograd's minimal filtering and twice the memory for weights; errors are about twice those of a plain sum. Up to
-16 channels are computed in float32 whatever the dtype.
+the products by Winograd's minimal filtering and twice the memory for weights. Up to 16 channels are computed in float32 whatever
+the dtype.
 """
 
 from __future__ import annotations
