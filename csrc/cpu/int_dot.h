@@ -1,15 +1,16 @@
 // Exact integer dot products of int8 or int4 weights with activations held as two int8 planes.
 //
-// A row of x is quantised to q = round(x / step), |q| <= 127 * 256, and split into q = 256 high + low with both parts
-// in [-128, 127]. Sums are integers, so neither order nor instruction set changes them; the error against float
-// activations is half a step, 1.5e-5 of the row's largest value.
+// A row of x is quantised to q = round(x / step), |q| <= 127 * 241, and split into q = 256 high + low with both parts
+// in [-128, 127], or q = 241 high + low with low in [-120, 120]. Sums are integers, so neither order nor instruction set
+// nor how q is split changes them; the error against float activations is half a step, 1.6e-5 of the row's largest value.
 #pragma once
 
 #include "simd.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr float kLargestQuantum = 127.0f * 256.0f;
+constexpr int kByteBase = 256, kOddBase = 241;
+constexpr float kLargestQuantum = 127.0f * kOddBase;
 constexpr int64_t kInt4Group = 128;  // columns that share a scale
 constexpr int64_t kInt4Bytes = 64;   // of a group
 
@@ -139,7 +140,7 @@ inline __m512i sum_of_each(const __m512i (&v)[16]) {
 }
 #endif
 
-// Largest |q| of a row becomes 127 * 256; returns the step (0 for a row of zeros).
+// Largest |q| of a row becomes 127 * 241; returns the step (0 for a row of zeros).
 template <class T>
 inline float quantum(const T* x, int64_t k) {
   vf largest = set1(0.0f);
@@ -150,9 +151,17 @@ inline float quantum(const T* x, int64_t k) {
   return hmax(largest) / kLargestQuantum;
 }
 
-// q = 256 high + low of a row: put(i, high, low, n) for runs of up to 64 columns from i on, n a multiple of 4 wherever
+// q / kBase to the nearest integer; where two are as near, the larger.
+template <int kBase>
+inline int32_t high_part(int32_t q) {
+  if constexpr (kBase == kByteBase) return (q + 128) >> 8;
+  constexpr int32_t kInverse = 17404;  // 2^22 / 241; exact for all numerators up to 62000
+  return ((q + kOddBase / 2 + 128 * kOddBase) * kInverse >> 22) - 128;
+}
+
+// q = kBase high + low of a row: put(i, high, low, n) for runs of up to 64 columns from i on, n a multiple of 4 wherever
 // k is one.
-template <class T, class Put>
+template <int kBase = kByteBase, class T, class Put>
 inline float split_row(const T* x, int64_t k, const Put& put) {
   constexpr int64_t kRun = 64;
   const float step = quantum(x, k), inverse = step > 0.0f ? 1.0f / step : 0.0f;
@@ -162,9 +171,9 @@ inline float split_row(const T* x, int64_t k, const Put& put) {
     const int64_t n = min64(kRun, k - i);
     for_vectors(n, [&](int64_t j, int64_t m) { store_upto(q + j, nearest(mul(load_upto(x + i + j, m), set1(inverse))), m); });
     for (int64_t j = 0; j < n; ++j) {
-      const int32_t value = static_cast<int32_t>(q[j]), upper = (value + 128) >> 8;
+      const int32_t value = static_cast<int32_t>(q[j]), upper = high_part<kBase>(value);
       high[j] = static_cast<int8_t>(upper);
-      low[j] = static_cast<int8_t>(value - 256 * upper);
+      low[j] = static_cast<int8_t>(value - kBase * upper);
     }
     put(i, high, low, n);
   }

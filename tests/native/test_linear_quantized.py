@@ -114,6 +114,19 @@ class TestNative:
         _native.set_isa("scalar")
         assert torch.equal(here, native("int8", *args))
 
+    @pytest.mark.parametrize("rows", [1, 4, 16])
+    def test_int4_is_exact_at_its_limits(self, rows, isa):
+        largest = 127 * 241  # x becomes integers up to this one: nearly all of them here, against the outermost weights
+        torch.manual_seed(rows)
+        values = torch.arange(-largest, largest + 1)
+        x = torch.cat((values, values[:225]))[torch.randperm(16 * 3840)].view(16, 3840).float()
+        x[:, 5] = largest  # so that a step is one
+        weight = torch.randint(0, 2, (1, 33, 30, 128)) * 15.0 - 8
+        one = torch.ones(1, 30, 33, dtype=torch.bfloat16)
+        exact = x[:rows].double() @ weight.flatten(-2)[0].double().T
+        out = native("int4", x[:rows], pack(weight), one, None, rows)
+        assert (out - exact).abs().max() <= 30 * 2.0 ** (exact.abs().max().log2().floor() - 24)  # one rounding a group
+
     @pytest.mark.parametrize("scheme", SCHEMES)
     def test_strided_inputs_zeros_and_many_rows(self, scheme, isa):
         x, weight, scale, bias, split = build(scheme, 5, 47, 384, 2, torch.bfloat16)

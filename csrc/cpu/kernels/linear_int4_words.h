@@ -4,6 +4,13 @@
 // a row of x in all lanes. The sums of a group are then a row of W a lane, however many rows of x there are. Two such blocks
 // share what is loaded of x, of which a cycle brings no more than it takes; the words of their next group are made beside
 // the products of this one. W is read as one stream: the 32 rows after those at work are asked for evenly.
+//
+// Products in pairs (Winograd, "A new algorithm for inner product", 1968): for two columns of x, a and b, and theirs of W,
+// v and w,
+//     (a + w) (b + v) = a v + b w + a b + v w,
+// one product and two additions in place of two products. The sum of a b belongs to a row of x, that of v w to a row of W.
+// Zen 4 and 5 add on twice as many ports as they multiply on, and products alone are what bounds many rows of x: the low
+// planes of all but the first four go in pairs, which keeps all ports at work. The integers are the same.
 #pragma once
 
 #include "linear_int4_vnni.h"
@@ -11,30 +18,58 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int kInt4WordRows = 4;  // rows of x at a time: 16 sums with two blocks of W
-constexpr int64_t kPlaneGroup = 2 * kInt4Group;  // bytes of a row's group in two planes
+#if defined(__AVX512BF16__)
+constexpr bool kPairs = true;
+#else
+constexpr bool kPairs = false;  // Intel's processors with VNNI and no BF16: the same two ports do both
+#endif
 
-// Rows of x: planes [k / 128][num_rows][2][128], and [k / 128][num_rows] 8 times the sum of its q, for the weights'
-// offset.
+constexpr int kInt4WordRows = 4;  // rows of x at a time: 16 sums with two blocks of W
+constexpr int kInt4WordSteps = 8;  // in which rows of x meet a group, two words in each
+constexpr int64_t kHalfGroup = kInt4Group / 2;   // columns in the same half of W's bytes
+constexpr int64_t kPlaneGroup = 2 * kInt4Group;  // bytes of a row's group in two planes
+// What a and b are stored with, so that a + w is a byte without sign and b + v one with: W is held as 0 to 15.
+constexpr int8_t kFirstShift = 120, kSecondShift = -8;
+
+// Rows of x that meet a group one after the other: all there are at once, or those that make the next group's words,
+// and others after them.
+enum class Pass { only, first, later };
+
+// Rows of x: planes [k / 128][num_rows][2][128], and what every group's two sums begin with, [k / 128][num_rows][2].
 struct Int4Words {
   int8_t* planes;
-  int32_t* offsets;
+  int32_t* starts;
   float steps[kMaxSkinnyRows];
   int64_t num_rows;
 };
 
+inline int32_t sum_of_products(__m512i a, __m512i b) {
+  return _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), a, b));
+}
+
+// Row t. Sums begin with what takes back that W is held with an offset of 8; in pairs, with the sum of a b, and of b
+// times the difference of the shifts.
 template <class T>
 inline void split_int4_words(const T* x, int64_t k, int64_t t, Int4Words& out) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  out.steps[t] = split_row(x, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t) {  // 64 at a time
+  const __m512i ones = _mm512_set1_epi8(1), sign = _mm512_set1_epi8(-128);
+  const bool paired = kPairs && t >= kInt4WordRows;
+  __m512i first;  // a + 128
+  out.steps[t] = split_row<kOddBase>(x, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t) {  // 64 at a time
     const int64_t at = i / kInt4Group * out.num_rows + t;
+    const bool second = i % kInt4Group == kHalfGroup;
     const __m512i h = _mm512_load_si512(high), l = _mm512_load_si512(low);
     int8_t* to = out.planes + at * kPlaneGroup + i % kInt4Group;
+    const auto shift = [&] { return _mm512_set1_epi8(second ? kSecondShift : kFirstShift); };
     _mm512_store_si512(to, h);
-    _mm512_store_si512(to + kInt4Group, l);
-    const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, h);
-    const __m512i q = _mm512_dpbusd_epi32(_mm512_slli_epi32(sums, 8), ones, l);
-    out.offsets[at] = 8 * _mm512_reduce_add_epi32(q) + (i % kInt4Group ? out.offsets[at] : 0);
+    _mm512_store_si512(to + kInt4Group, paired ? _mm512_add_epi8(l, shift()) : l);
+    int32_t* starts = out.starts + 2 * at;
+    if (!second) {
+      starts[0] = starts[1] = 0;
+      first = _mm512_xor_si512(l, sign);
+    }
+    starts[0] -= 8 * sum_of_products(ones, h);
+    if (!paired) starts[1] -= 8 * sum_of_products(ones, l);
+    if (paired && second) starts[1] -= sum_of_products(first, l);
   });
 }
 
@@ -54,57 +89,86 @@ struct WordsAhead {
   }
 };
 
-// sums[t][b] += the products of one group with M rows of x, whose planes and offsets these are, scaled. `ahead`: words to
-// make meanwhile, or null.
-template <int M, int kBlocks>
-inline void int4_group(const __m512i (*words)[16], const WordsAhead<kBlocks>* ahead, const int8_t* x,
-                       const int32_t* offsets, const vf (&factors)[kBlocks], vf (*sums)[kBlocks]) {
-  constexpr int kParts = WordsAhead<kBlocks>::kParts;
+// What a pass over one group reads beside x.
+template <int kBlocks>
+struct Int4Group {
+  const __m512i (*words)[16];
+  const WordsAhead<kBlocks>* ahead;  // words to make meanwhile, or null; by the first pass
+  vf factors[kBlocks];
+  __m512i of_rows[kBlocks];  // sums of v w, shifted as in pairs; made by the first pass
+};
+
+// sums[t][b] += the products of one group with M rows of x, whose planes and starts these are, scaled.
+template <Pass kPass, int M, int kBlocks>
+inline void int4_group(Int4Group<kBlocks>& group, const int8_t* x, const int32_t* starts, LinesAhead& lines,
+                       vf (*sums)[kBlocks]) {
+  constexpr int kParts = WordsAhead<kBlocks>::kParts, kWords = 16 / kParts;
   constexpr int kChains = M * kBlocks > 4 ? 1 : M * kBlocks > 2 ? 2 : 4;  // a sum alone would wait for itself
+  constexpr bool kPaired = kPairs && kPass == Pass::later, kSumsOfRows = kPairs && kPass == Pass::first;
   const __m512i mask = _mm512_set1_epi8(15);
-  __m512i high[kChains][M][kBlocks], low[kChains][M][kBlocks];
+  __m512i high[kChains][M][kBlocks], low[kChains][M][kBlocks], of_rows[kBlocks];
   for (int i = 0; i < kChains; ++i)
     for (int t = 0; t < M; ++t)
-      for (int b = 0; b < kBlocks; ++b) high[i][t][b] = low[i][t][b] = _mm512_setzero_si512();
-  const auto products = [&](int chain, const __m512i(&w)[kBlocks], const int8_t* columns) {
-    for (int t = 0; t < M; ++t, columns += kPlaneGroup) {
-      const __m512i of_high = IntDot::word(columns), of_low = IntDot::word(columns + kInt4Group);
       for (int b = 0; b < kBlocks; ++b) {
-        high[chain][t][b] = IntDot::step(high[chain][t][b], w[b], of_high);
-        low[chain][t][b] = IntDot::step(low[chain][t][b], w[b], of_low);
+        high[i][t][b] = i ? _mm512_setzero_si512() : _mm512_set1_epi32(starts[2 * t]);
+        low[i][t][b] = i ? _mm512_setzero_si512() : _mm512_set1_epi32(starts[2 * t + 1]);
+        if (kPaired && i == 0) low[i][t][b] = _mm512_sub_epi32(low[i][t][b], group.of_rows[b]);
       }
+  for (int b = 0; b < kBlocks; ++b) of_rows[b] = _mm512_setzero_si512();
+
+  const auto products = [&](int j, int chain, int other) {
+    __m512i v[kBlocks], w[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) v[b] = _mm512_and_si512(group.words[b][j], mask);
+    for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_and_si512(_mm512_srli_epi16(group.words[b][j], 4), mask);
+    if constexpr (kSumsOfRows)
+      for (int b = 0; b < kBlocks; ++b)
+        of_rows[b] = IntDot::step(of_rows[b], _mm512_add_epi8(w[b], _mm512_set1_epi8(kFirstShift)),
+                                  _mm512_add_epi8(v[b], _mm512_set1_epi8(kSecondShift)));
+    const int8_t* columns = x + 4 * j;
+    for (int t = 0; t < M; ++t, columns += kPlaneGroup) {
+      const __m512i high_a = IntDot::word(columns), high_b = IntDot::word(columns + kHalfGroup);
+      for (int b = 0; b < kBlocks; ++b) high[chain][t][b] = IntDot::step(high[chain][t][b], v[b], high_a);
+      const __m512i low_a = IntDot::word(columns + kInt4Group), low_b = IntDot::word(columns + kInt4Group + kHalfGroup);
+      if constexpr (kPaired) {
+        for (int b = 0; b < kBlocks; ++b)
+          low[chain][t][b] = IntDot::step(low[chain][t][b], _mm512_add_epi8(low_a, w[b]), _mm512_add_epi8(low_b, v[b]));
+      } else {
+        for (int b = 0; b < kBlocks; ++b) low[chain][t][b] = IntDot::step(low[chain][t][b], v[b], low_a);
+        for (int b = 0; b < kBlocks; ++b) low[other][t][b] = IntDot::step(low[other][t][b], w[b], low_b);
+      }
+      for (int b = 0; b < kBlocks; ++b) high[other][t][b] = IntDot::step(high[other][t][b], w[b], high_b);
     }
   };
-  for (int64_t j = 0; j < 16; j += 2) {
-    if (ahead && j * kParts % 16 == 0) ahead->make(static_cast<int>(j * kParts / 16));
-    for (int u = 0; u < 2; ++u) {
-      __m512i w[kBlocks];
-      for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_and_si512(words[b][j + u], mask);
-      products(2 * u % kChains, w, x + 4 * (j + u));
-      for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_and_si512(_mm512_srli_epi16(words[b][j + u], 4), mask);
-      products((2 * u + 1) % kChains, w, x + 4 * (j + u) + 64);
+#pragma GCC unroll 4
+  for (int part = 0; part < kParts; ++part) {
+    if (kPass != Pass::later && group.ahead) group.ahead->make(part);
+    for (int j = part * kWords; j < (part + 1) * kWords; j += 2) {
+      lines.fetch();
+      products(j, 0, kChains > 1);
+      products(j + 1, kChains > 2 ? 2 : 0, kChains > 2 ? 3 : kChains > 1);
     }
   }
+  if (kSumsOfRows)
+    for (int b = 0; b < kBlocks; ++b) group.of_rows[b] = of_rows[b];
   for (int t = 0; t < M; ++t)
     for (int b = 0; b < kBlocks; ++b) {
       for (int i = 1; i < kChains; ++i) {
         high[0][t][b] = _mm512_add_epi32(high[0][t][b], high[i][t][b]);
         low[0][t][b] = _mm512_add_epi32(low[0][t][b], low[i][t][b]);
       }
-      const __m512i q = _mm512_add_epi32(_mm512_slli_epi32(high[0][t][b], 8), low[0][t][b]);
-      const __m512i exact = _mm512_sub_epi32(q, _mm512_set1_epi32(offsets[t]));
-      sums[t][b] = fmadd(_mm512_cvtepi32_ps(exact), factors[b], sums[t][b]);
+      const vf upper = _mm512_cvtepi32_ps(high[0][t][b]), lower = _mm512_cvtepi32_ps(low[0][t][b]);
+      sums[t][b] = fmadd(fmadd(upper, set1(kOddBase), lower), group.factors[b], sums[t][b]);  // rounded as the integer
     }
 }
 
-template <int kBlocks>
-inline void int4_group_of(int64_t rows, const __m512i (*words)[16], const WordsAhead<kBlocks>* ahead, const int8_t* x,
-                          const int32_t* offsets, const vf (&factors)[kBlocks], vf (*sums)[kBlocks]) {
+template <Pass kPass, int kBlocks>
+inline void int4_group_of(int64_t rows, Int4Group<kBlocks>& group, const int8_t* x, const int32_t* starts,
+                          LinesAhead& lines, vf (*sums)[kBlocks]) {
   switch (rows) {
-    case 1: return int4_group<1>(words, ahead, x, offsets, factors, sums);
-    case 2: return int4_group<2>(words, ahead, x, offsets, factors, sums);
-    case 3: return int4_group<3>(words, ahead, x, offsets, factors, sums);
-    default: return int4_group<4>(words, ahead, x, offsets, factors, sums);
+    case 1: return int4_group<kPass, 1>(group, x, starts, lines, sums);
+    case 2: return int4_group<kPass, 2>(group, x, starts, lines, sums);
+    case 3: return int4_group<kPass, 3>(group, x, starts, lines, sums);
+    default: return int4_group<kPass, 4>(group, x, starts, lines, sums);
   }
 }
 
@@ -123,13 +187,15 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
   for (int64_t g = 0; g < groups; ++g) {
     next.w += kInt4Bytes;
     next.words = words[(g + 1) % 2];
-    vf factors[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) factors[b] = load_upto(scale + g * n + b * kInt4Block, held(b));
+    Int4Group<kBlocks> group{words[g % 2], g + 1 < groups ? &next : nullptr, {}, {}};
+    prefetch(scale + g * n + kBlocks * kInt4Block);  // of the next rows: a group's scales are far from the last one's
+    for (int b = 0; b < kBlocks; ++b) group.factors[b] = load_upto(scale + g * n + b * kInt4Block, held(b));
     for (int64_t t = 0; t < x.num_rows; t += kInt4WordRows) {
-      const int64_t at = g * x.num_rows + t;
-      lines.fetch();
-      int4_group_of<kBlocks>(min64(kInt4WordRows, x.num_rows - t), words[g % 2], t == 0 && g + 1 < groups ? &next : nullptr,
-                             x.planes + at * kPlaneGroup, x.offsets + at, factors, sums + t);
+      const int64_t at = g * x.num_rows + t, left = x.num_rows - t;
+      const auto run = t > 0                    ? int4_group_of<Pass::later, kBlocks>
+                       : left > kInt4WordRows ? int4_group_of<Pass::first, kBlocks>
+                                              : int4_group_of<Pass::only, kBlocks>;
+      run(min64(kInt4WordRows, left), group, x.planes + at * kPlaneGroup, x.starts + 2 * at, lines, sums + t);
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
@@ -145,17 +211,17 @@ inline void word_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
                              const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
   constexpr int64_t kRows = 2 * kInt4Block;  // of W at a time
   const int64_t groups = k / kInt4Group, row_bytes = groups * kInt4Bytes;
-  const int64_t steps = groups * ((num_rows + kInt4WordRows - 1) / kInt4WordRows);
-  auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 4 * groups) + kRows * row_bytes));
+  const int64_t fetches = kInt4WordSteps * groups * ((num_rows + kInt4WordRows - 1) / kInt4WordRows);
+  auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 8 * groups) + kRows * row_bytes));
   auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);  // the last rows of W, zero-padded
-  auto* offsets = reinterpret_cast<int32_t*>(tail + kRows * row_bytes);
-  Int4Words split{reinterpret_cast<int8_t*>(memory), offsets, {}, num_rows};
+  auto* starts = reinterpret_cast<int32_t*>(tail + kRows * row_bytes);
+  Int4Words split{reinterpret_cast<int8_t*>(memory), starts, {}, num_rows};
   for (int64_t t = 0; t < num_rows; ++t) split_int4_words(x + t * x_stride, k, t, split);
   for (Range range; units.take(range);)
     for (int64_t row = range.begin; row < range.end; row += kRows) {
       const int64_t rows = min64(kRows, range.end - row);
       const uint8_t* first = w + row * row_bytes;
-      const LinesAhead ahead(first + rows * row_bytes, rows * row_bytes, steps);
+      const LinesAhead ahead(first + rows * row_bytes, rows * row_bytes, fetches);
       if (rows % kInt4Block) {
         std::memset(tail, 0, kRows * row_bytes);
         std::memcpy(tail, first, rows * row_bytes);
