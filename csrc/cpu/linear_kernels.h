@@ -45,8 +45,11 @@ struct LinearWideArgs {
   void* packed_out = nullptr;
 };
 
-// Columns of a packed row: whole words of two bfloat16.
-inline int64_t wide_columns(int64_t k) { return (k + 1) / 2 * 2; }
+// Columns of a packed row: whole words of two bfloat16, and behind them two for every chunk of k, for what an instruction
+// set may keep of it.
+constexpr int64_t kWideChunk = 192;
+inline int64_t word_columns(int64_t k) { return (k + 1) / 2 * 2; }
+inline int64_t wide_columns(int64_t k) { return word_columns(k) + (k + kWideChunk - 1) / kWideChunk * 2; }
 
 // Elements of the workspace: blocks of 16 rows of each branch.
 inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k) {

@@ -141,6 +141,21 @@ class TestWide:
                 out = with_threads(threads, lambda rows=rows: wide_linear(x[:rows], weight, bias, rows))
                 assert torch.equal(out, alone[:rows]), (rows, threads)
 
+    @pytest.mark.parametrize("inputs", [192, 299, 3072])
+    def test_sizes_cost_no_accuracy(self, inputs, dtype, isa):
+        """Rows and outputs of any size, with columns that stand out or far from zero, each against its own."""
+        x, weight, _, _ = build(36, 41, inputs, 36, torch.float32)
+        x[:, 7] *= 30
+        x[10:20] = x[10:20] + 3
+        x *= 10.0 ** torch.arange(-18, 18)[:, None]
+        weight *= 10.0 ** torch.linspace(-9, 9, 41)[:, None]
+        x[5] = 0
+        x, weight = x.to(dtype), weight.to(dtype)
+        exact = x.double() @ weight[0].double().T
+        norms = x.double().norm(dim=1)[:, None] * weight[0].double().norm(dim=1)
+        error = (wide_linear(x, weight, None, len(x)) - exact).abs()
+        assert (error <= torch.finfo(dtype).eps * exact.abs() + 6e-7 * norms).all()
+
     @pytest.mark.parametrize("inputs", [544, 299])
     def test_unaligned_and_strided_inputs(self, inputs, dtype, isa):
         x, weight, bias, split = build(40, 70, inputs, 23, dtype)

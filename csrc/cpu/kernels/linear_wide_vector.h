@@ -25,7 +25,7 @@ constexpr int kBlocksOfX = VF == 8 && kWordColumns<T> == 2 ? 2 : 3;  // bfloat16
 
 template <class T>
 struct VectorProblem {
-  const T* x;       // blocks of VF rows as words: [wide_columns(k) / kWordColumns][VF][kWordColumns]
+  const T* x;       // blocks of VF rows, of wide_columns(k): words first, [word_columns(k) / kWordColumns][VF][kWordColumns]
   const T* w;       // [n, k], rows w_stride apart
   int64_t w_stride;
   const T* bias;    // or null
@@ -142,7 +142,7 @@ inline void store_block(const VectorProblem<T>& p, int64_t block, int64_t n, int
   const int64_t row = block * VF;
   if (p.activation == Activation::none)
     return store_sums_of(sums, bias, min64(VF, p.num_rows - row), columns, p.out + row * p.n + n, p.n);
-  T* out = p.packed_out + row * p.n + n * VF;
+  T* out = p.packed_out + row * wide_columns(p.n) + n * VF;
   p.activation == Activation::gelu_tanh ? store_activated(sums, bias, [](auto x) { return gelu_tanh<T>(x); }, out)
                                         : store_activated(sums, bias, [](auto x) { return gelu_exact<T>(x); }, out);
 }
@@ -205,7 +205,7 @@ inline void claim_vector_panels(const LinearWideArgs& a, int count, const Panel&
       VectorProblem<T> p = whole;
       p.x += row / VF * p.block();
       p.out += row * p.n;
-      if (p.packed_out) p.packed_out += row * p.n;
+      if (p.packed_out) p.packed_out += row * wide_columns(p.n);
       p.num_rows = min64(kVectorRows, p.num_rows - row);
       for (; unit < first + units; unit = claim()) {
         const int64_t n = (unit - first) * kVectorPanel;
@@ -223,7 +223,7 @@ inline void pack_for_vectors(const LinearWideArgs& a, int index, int count) {
     const int64_t row = block < text ? block * VF : a.split + (block - text) * VF;
     const int64_t rows = max64(0, min64(VF, (block < text ? a.split : a.num_rows) - row));
     const T* first = static_cast<const T*>(a.x) + (rows ? row * a.x_stride : 0);
-    pack_words([&](int64_t i) { return first + i * a.x_stride; }, rows, a.k, wide_columns(a.k),
+    pack_words([&](int64_t i) { return first + i * a.x_stride; }, rows, a.k, word_columns(a.k),
                static_cast<T*>(a.workspace) + block * VF * wide_columns(a.k));
   }
 }
