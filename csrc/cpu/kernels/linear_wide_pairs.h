@@ -92,21 +92,27 @@ struct PairPanel {
   // part(i, c): columns from c on of row first + i.
   template <class Part>
   void take(const Part& part, int64_t first, int64_t rows, int64_t columns) {
-    vf of_rows[VF];
-    for (vf& v : of_rows) v = set1(0.0f);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < columns; i += VF) of_rows[r] = add(of_rows[r], _mm512_abs_ps(part(r, i)));
+    vf of_rows[VF] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      vf size = set1(0.0f);
+      for (int64_t i = 0; i < columns; i += VF) size = add(size, _mm512_abs_ps(part(r, i)));
+      of_rows[r] = size;
+    }
     const Unit unit(mul(sums_of_lanes(of_rows), set1(1.0f / static_cast<float>(columns))));
     alignas(64) float away[VF];
     store(away, unit.away);
     store(back + first, unit.back);
-    for (vf& v : of_rows) v = set1(0.0f);
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r) {
+      const vf of_row = set1(away[r]);
+      vf sum = set1(0.0f);
       for (int64_t i = 0; i < columns; i += VF) {
-        const vf v = mul(part(r, i), set1(away[r]));
+        const vf v = mul(part(r, i), of_row);
         store(w[first + r] + i, v);
-        of_rows[r] = _mm512_mask3_fmadd_ps(v, _mm512_movehdup_ps(v), of_rows[r], 0x5555);
+        sum = _mm512_mask3_fmadd_ps(v, _mm512_movehdup_ps(v), sum, 0x5555);
       }
+      of_rows[r] = sum;
+    }
+    for (int64_t r = rows; r < VF; ++r) of_rows[r] = set1(0.0f);
     store(products + first, sums_of_lanes(of_rows));
   }
 };
