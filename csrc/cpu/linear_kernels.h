@@ -45,15 +45,17 @@ struct LinearWideArgs {
   void* packed_out = nullptr;
 };
 
-// Columns of a packed row: whole words of two bfloat16, and behind them two for every chunk of k, for what an instruction
-// set may keep of it.
+// Columns of a packed row: whole words of two bfloat16; of float32, behind them, two for every chunk of k, for what an
+// instruction set may keep of it.
 constexpr int64_t kWideChunk = 192;
-inline int64_t word_columns(int64_t k) { return (k + 1) / 2 * 2; }
-inline int64_t wide_columns(int64_t k) { return word_columns(k) + (k + kWideChunk - 1) / kWideChunk * 2; }
+constexpr int64_t word_columns(int64_t k) { return (k + 1) / 2 * 2; }
+constexpr int64_t wide_columns(DType dtype, int64_t k) {
+  return word_columns(k) + (dtype == DType::f32 ? (k + kWideChunk - 1) / kWideChunk * 2 : 0);
+}
 
-// Elements of the workspace: blocks of 16 rows of each branch.
+// Elements of the workspace, enough for either dtype: blocks of 16 rows of each branch.
 inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k) {
-  return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * wide_columns(k);
+  return ((split + 15) / 16 + (num_rows - split + 15) / 16) * 16 * wide_columns(DType::f32, k);
 }
 
 // Compact weights: bfloat16 matrices [branches, n, k] without loss in 12 bits a weight, k a multiple of 128. A weight's

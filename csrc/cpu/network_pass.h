@@ -89,7 +89,7 @@ struct PassThread {
                                 reinterpret_cast<int8_t*>(to.blocks.data()) + linear_fixed_bytes(row, k),
                                 to.scales.data() + row, nullptr, n, 0, k}, 0, 1);
     else
-      kernel.linear_wide_pack({dtype, block, stride, nullptr, 0, nullptr, nullptr, at(to.blocks, row, wide_columns(k)),
+      kernel.linear_wide_pack({dtype, block, stride, nullptr, 0, nullptr, nullptr, at(to.blocks, row, wide_columns(dtype, k)),
                                nullptr, n, n, 0, k}, 0, 1);
   }
   void pack(const void* x, int64_t row, int64_t n, int64_t k, const PassOperand& to) const {

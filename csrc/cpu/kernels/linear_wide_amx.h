@@ -213,6 +213,8 @@ inline WideProblem rows_of(WideProblem p, int64_t row, int64_t count) {
   return p;
 }
 
+static_assert(wide_columns(DType::bf16, kDepth) == kDepth, "blocks of 16 rows lie 16 k elements apart, in a pass too");
+
 inline WideProblem wide_branch(const LinearWideArgs& a, int64_t which) {
   const int64_t first = which == 0 ? 0 : a.split, skipped = which == 0 ? 0 : wide_blocks(a.split);
   return {static_cast<const bf16*>(a.workspace) + skipped * kTileRows * a.k,

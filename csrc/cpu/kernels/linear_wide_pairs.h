@@ -4,12 +4,12 @@
 // For two columns a, b of x and theirs v, w of W (Winograd, "A new algorithm for inner product", 1968):
 //     (a + w) (b + v) = a v + b w + a b + v w,
 // one product and two additions in place of two products. Zen 4 and 5 have ports for additions beside those for products:
-// five of eight rows of W in pairs are 1.3 times what the multipliers alone would do. The sums of a b and of v w, of a row
-// of x and of W, are what a sum begins with, negative.
+// five of eight rows of W in pairs are 1.3 times what the multipliers alone would do (Zen 5, in registers). The sums of a b
+// and of v w, of a row of x and of W, are what a sum begins with, negative.
 //
 // a + w rounds. For that to cost no accuracy both are of one size: every chunk of a row, of x as of W, is scaled by a power
-// of two to absolute values of about 1, and has a sum of its own. Errors are then those of a sum over one chunk and of one
-// over the chunks, less than those of one sum over k in order.
+// of two to absolute values of about 1, and has a sum of its own. Errors are those of one sum over k in order at 192
+// columns, less than half at 1280; where x lies far from zero up to 2.5 times, and as large.
 #pragma once
 
 #include <limits>
@@ -201,7 +201,7 @@ inline void pair_panel(const VectorProblem<float>& p, const float* w, int64_t st
 inline void prepare_blocks(void* packed, int64_t blocks, int64_t k, int index, int count) {
   const Range range = partition(blocks, 1, index, count);
   for (int64_t block = range.begin; block < range.end; ++block)
-    prepare_pairs(static_cast<float*>(packed) + block * VF * wide_columns(k), k);
+    prepare_pairs(static_cast<float*>(packed) + block * VF * row_columns<float>(k), k);
 }
 
 inline void pack_for_pairs(const LinearWideArgs& a, int index, int count) {

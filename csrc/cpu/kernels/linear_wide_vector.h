@@ -23,9 +23,15 @@ constexpr int kRowsOfW = VF == 16 ? 8 : 4;
 template <class T>
 constexpr int kBlocksOfX = VF == 8 && kWordColumns<T> == 2 ? 2 : 3;  // bfloat16 in halves takes registers
 
+// Columns of a packed row.
+template <class T>
+constexpr int64_t row_columns(int64_t k) {
+  return wide_columns(sizeof(T) == sizeof(float) ? DType::f32 : DType::bf16, k);
+}
+
 template <class T>
 struct VectorProblem {
-  const T* x;       // blocks of VF rows, of wide_columns(k): words first, [word_columns(k) / kWordColumns][VF][kWordColumns]
+  const T* x;       // blocks of VF rows, row_columns<T>(k): words first, [word_columns(k) / kWordColumns][VF][kWordColumns]
   const T* w;       // [n, k], rows w_stride apart
   int64_t w_stride;
   const T* bias;    // or null
@@ -34,7 +40,7 @@ struct VectorProblem {
   Activation activation;
   int64_t num_rows, n, k;
 
-  int64_t block() const { return VF * wide_columns(k); }  // elements
+  int64_t block() const { return VF * row_columns<T>(k); }  // elements
   int64_t blocks() const { return (num_rows + VF - 1) / VF; }
 };
 
@@ -142,7 +148,7 @@ inline void store_block(const VectorProblem<T>& p, int64_t block, int64_t n, int
   const int64_t row = block * VF;
   if (p.activation == Activation::none)
     return store_sums_of(sums, bias, min64(VF, p.num_rows - row), columns, p.out + row * p.n + n, p.n);
-  T* out = p.packed_out + row * wide_columns(p.n) + n * VF;
+  T* out = p.packed_out + row * row_columns<T>(p.n) + n * VF;
   p.activation == Activation::gelu_tanh ? store_activated(sums, bias, [](auto x) { return gelu_tanh<T>(x); }, out)
                                         : store_activated(sums, bias, [](auto x) { return gelu_exact<T>(x); }, out);
 }
@@ -182,7 +188,7 @@ inline void vector_panel(const VectorProblem<T>& p, const T* w, int64_t stride, 
 template <class T>
 inline VectorProblem<T> vector_branch(const LinearWideArgs& a, int64_t which) {
   const int64_t first = which == 0 ? 0 : a.split, skipped = which == 0 ? 0 : (a.split + 15) / 16 * 16;
-  return {static_cast<const T*>(a.workspace) + skipped * wide_columns(a.k),
+  return {static_cast<const T*>(a.workspace) + skipped * row_columns<T>(a.k),
           a.weight ? static_cast<const T*>(a.weight) + which * a.n * a.w_stride : nullptr,
           a.w_stride,
           a.bias ? static_cast<const T*>(a.bias) + which * a.n : nullptr,
@@ -205,7 +211,7 @@ inline void claim_vector_panels(const LinearWideArgs& a, int count, const Panel&
       VectorProblem<T> p = whole;
       p.x += row / VF * p.block();
       p.out += row * p.n;
-      if (p.packed_out) p.packed_out += row * wide_columns(p.n);
+      if (p.packed_out) p.packed_out += row * row_columns<T>(p.n);
       p.num_rows = min64(kVectorRows, p.num_rows - row);
       for (; unit < first + units; unit = claim()) {
         const int64_t n = (unit - first) * kVectorPanel;
@@ -224,7 +230,7 @@ inline void pack_for_vectors(const LinearWideArgs& a, int index, int count) {
     const int64_t rows = max64(0, min64(VF, (block < text ? a.split : a.num_rows) - row));
     const T* first = static_cast<const T*>(a.x) + (rows ? row * a.x_stride : 0);
     pack_words([&](int64_t i) { return first + i * a.x_stride; }, rows, a.k, word_columns(a.k),
-               static_cast<T*>(a.workspace) + block * VF * wide_columns(a.k));
+               static_cast<T*>(a.workspace) + block * VF * row_columns<T>(a.k));
   }
 }
 
