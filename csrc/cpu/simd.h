@@ -16,6 +16,14 @@
 
 #include "sanitized.h"
 
+// Zen 4 and 5 have ports for additions beside those for products, Intel's 512-bit ones share them: told by what only the
+// former have, BF16 and no tiles (and Cooper Lake, where results are the same and nothing is won).
+#if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
+#define ANTIPHON_ADDS_BESIDE_PRODUCTS 1
+#else
+#define ANTIPHON_ADDS_BESIDE_PRODUCTS 0
+#endif
+
 namespace antiphon::ANTIPHON_ISA {
 
 inline float widen(bf16 x) {

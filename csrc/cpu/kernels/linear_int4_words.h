@@ -9,8 +9,8 @@
 // v and w,
 //     (a + w) (b + v) = a v + b w + a b + v w,
 // one product and two additions in place of two products. The sum of a b belongs to a row of x, that of v w to a row of W.
-// Zen 4 and 5 add on twice as many ports as they multiply on, and products alone are what bounds many rows of x: the low
-// planes of all but the first four go in pairs, which keeps all ports at work. The integers are the same.
+// Products alone are what bounds many rows of x: the low planes of all but the first four go in pairs where processors add
+// beside multiplying, which keeps all ports at work. The integers are the same.
 #pragma once
 
 #include "linear_int4_vnni.h"
@@ -18,11 +18,7 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-#if defined(__AVX512BF16__)
-constexpr bool kPairs = true;
-#else
-constexpr bool kPairs = false;  // Intel's processors with VNNI and no BF16: the same two ports do both
-#endif
+constexpr bool kPairs = ANTIPHON_ADDS_BESIDE_PRODUCTS;
 
 constexpr int kInt4WordRows = 4;  // rows of x at a time: 16 sums with two blocks of W
 constexpr int kInt4WordSteps = 8;  // in which rows of x meet a group, two words in each
@@ -192,7 +188,7 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
     for (int b = 0; b < kBlocks; ++b) group.factors[b] = load_upto(scale + g * n + b * kInt4Block, held(b));
     for (int64_t t = 0; t < x.num_rows; t += kInt4WordRows) {
       const int64_t at = g * x.num_rows + t, left = x.num_rows - t;
-      const auto run = t > 0                    ? int4_group_of<Pass::later, kBlocks>
+      const auto run = t > 0                  ? int4_group_of<Pass::later, kBlocks>
                        : left > kInt4WordRows ? int4_group_of<Pass::first, kBlocks>
                                               : int4_group_of<Pass::only, kBlocks>;
       run(min64(kInt4WordRows, left), group, x.planes + at * kPlaneGroup, x.starts + 2 * at, lines, sums + t);

@@ -9,7 +9,8 @@
 #include "simd.h"
 #if defined(__AMX_BF16__)
 #include "linear_wide_amx.h"
-#elif defined(__AVX512BF16__)
+#endif
+#if ANTIPHON_ADDS_BESIDE_PRODUCTS
 #include "linear_wide_pairs.h"
 #endif
 
@@ -58,30 +59,33 @@ void wide_in_tiles(const LinearWideArgs& a, int index, int count) {
 }  // namespace
 #endif
 
-#if defined(__AMX_BF16__)
 void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
-  a.dtype == DType::f32 ? pack_for_vectors<float>(a, index, count) : pack_tiles(a, index, count);
-}
-
-void linear_wide(const LinearWideArgs& a, int index, int count) {
-  a.dtype == DType::f32 ? wide_in_vectors<float>(a, count) : wide_in_tiles(a, index, count);
-}
-#elif defined(__AVX512BF16__)
-void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
-  a.dtype == DType::f32 ? pack_for_pairs(a, index, count) : pack_for_vectors<bf16>(a, index, count);
-}
-
-void linear_wide(const LinearWideArgs& a, int index, int count) {
-  a.dtype == DType::f32 ? wide_in_pairs(a, index, count) : wide_in_vectors<bf16>(a, count);
-}
+  if (a.dtype == DType::f32)
+#if ANTIPHON_ADDS_BESIDE_PRODUCTS
+    return pack_for_pairs(a, index, count);
 #else
-void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
-  a.dtype == DType::f32 ? pack_for_vectors<float>(a, index, count) : pack_for_vectors<bf16>(a, index, count);
+    return pack_for_vectors<float>(a, index, count);
+#endif
+#if defined(__AMX_BF16__)
+  pack_tiles(a, index, count);
+#else
+  pack_for_vectors<bf16>(a, index, count);
+#endif
 }
 
-void linear_wide(const LinearWideArgs& a, int, int count) {
-  a.dtype == DType::f32 ? wide_in_vectors<float>(a, count) : wide_in_vectors<bf16>(a, count);
-}
+void linear_wide(const LinearWideArgs& a, int index, int count) {
+  if (a.dtype == DType::f32)
+#if ANTIPHON_ADDS_BESIDE_PRODUCTS
+    return wide_in_pairs(a, index, count);
+#else
+    return wide_in_vectors<float>(a, count);
 #endif
+#if defined(__AMX_BF16__)
+  wide_in_tiles(a, index, count);
+#else
+  (void)index;
+  wide_in_vectors<bf16>(a, count);
+#endif
+}
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -3,9 +3,9 @@
 //
 // For two columns a, b of x and theirs v, w of W (Winograd, "A new algorithm for inner product", 1968):
 //     (a + w) (b + v) = a v + b w + a b + v w,
-// one product and two additions in place of two products. Zen 4 and 5 have ports for additions beside those for products:
-// five of eight rows of W in pairs are 1.3 times what the multipliers alone would do (Zen 5, in registers). The sums of a b
-// and of v w, of a row of x and of W, are what a sum begins with, negative.
+// one product and two additions in place of two products: five of eight rows of W in pairs are 1.3 times what the
+// multipliers alone would do (Zen 5, in registers). The sums of a b and of v w, of a row of x and of W, are what a sum
+// begins with, negative.
 //
 // a + w rounds. For that to cost no accuracy both are of one size: every chunk of a row, of x as of W, is scaled by a power
 // of two to absolute values of about 1, and has a sum of its own. Errors are those of one sum over k in order at 192
@@ -197,16 +197,8 @@ inline void pair_panel(const VectorProblem<float>& p, const float* w, int64_t st
   for (int64_t b = 0; b < blocks; ++b) store_block(p, b, n, columns, sums + b * kVectorPanel * VF);
 }
 
-// This thread's share of packed blocks.
-inline void prepare_blocks(void* packed, int64_t blocks, int64_t k, int index, int count) {
-  const Range range = partition(blocks, 1, index, count);
-  for (int64_t block = range.begin; block < range.end; ++block)
-    prepare_pairs(static_cast<float*>(packed) + block * VF * row_columns<float>(k), k);
-}
-
 inline void pack_for_pairs(const LinearWideArgs& a, int index, int count) {
-  pack_for_vectors<float>(a, index, count);
-  prepare_blocks(a.workspace, (a.split + VF - 1) / VF + (a.num_rows - a.split + VF - 1) / VF, a.k, index, count);
+  pack_for_vectors<float>(a, index, count, [&](float* block) { prepare_pairs(block, a.k); });
 }
 
 inline void wide_in_pairs(const LinearWideArgs& a, int index, int count) {
@@ -219,8 +211,10 @@ inline void wide_in_pairs(const LinearWideArgs& a, int index, int count) {
                next + columns <= p.n ? p.w + next * p.w_stride : nullptr, panel, reinterpret_cast<float*>(memory));
   });
   if (!a.packed_out) return;
-  job_barrier(count);
-  prepare_blocks(a.packed_out, (a.num_rows + VF - 1) / VF, a.n, index, count);
+  job_barrier(count);  // a chunk is several panels
+  const Range range = partition((a.num_rows + VF - 1) / VF, 1, index, count);
+  for (int64_t block = range.begin; block < range.end; ++block)
+    prepare_pairs(static_cast<float*>(a.packed_out) + block * VF * row_columns<float>(a.n), a.n);
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

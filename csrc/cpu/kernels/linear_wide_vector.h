@@ -221,17 +221,24 @@ inline void claim_vector_panels(const LinearWideArgs& a, int count, const Panel&
   }
 }
 
-template <class T>
-inline void pack_for_vectors(const LinearWideArgs& a, int index, int count) {
+// done(block) follows each block.
+template <class T, class Done>
+inline void pack_for_vectors(const LinearWideArgs& a, int index, int count, const Done& done) {
   const int64_t text = (a.split + 15) / 16 * 16 / VF, blocks = text + (a.num_rows - a.split + VF - 1) / VF;
   const Range range = partition(blocks, 1, index, count);
   for (int64_t block = range.begin; block < range.end; ++block) {
     const int64_t row = block < text ? block * VF : a.split + (block - text) * VF;
     const int64_t rows = max64(0, min64(VF, (block < text ? a.split : a.num_rows) - row));
     const T* first = static_cast<const T*>(a.x) + (rows ? row * a.x_stride : 0);
-    pack_words([&](int64_t i) { return first + i * a.x_stride; }, rows, a.k, word_columns(a.k),
-               static_cast<T*>(a.workspace) + block * VF * row_columns<T>(a.k));
+    T* to = static_cast<T*>(a.workspace) + block * VF * row_columns<T>(a.k);
+    pack_words([&](int64_t i) { return first + i * a.x_stride; }, rows, a.k, word_columns(a.k), to);
+    done(to);
   }
+}
+
+template <class T>
+inline void pack_for_vectors(const LinearWideArgs& a, int index, int count) {
+  pack_for_vectors<T>(a, index, count, [](T*) {});
 }
 
 template <class T>
