@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from antiphon.checkpoint import expected, packing
-from antiphon.checkpoint.compact import compact_linears
+from antiphon.checkpoint.network_weights import Arrangement, arrange, choose_arrangement
 from antiphon.checkpoint.packing import Packer
 from antiphon.checkpoint.presets import kimi_audio_7b
 from antiphon.checkpoint.random_weights import anti_alias_taps
@@ -25,7 +25,7 @@ from antiphon.config import FlowConfig, VocoderConfig
 from antiphon.models.bigvgan import BigVgan
 from antiphon.models.flow_dit import FlowBatch, FlowDit, FlowWindow
 from antiphon_kernels import alias_free_snake, count_calls
-from antiphon_kernels.native import empty_rows, prefers_compact, status
+from antiphon_kernels.native import empty_rows, status
 
 from .plain_modules import PlainDit, PlainVocoder, plain_snake
 from .report import add_json_option, publish, table
@@ -111,9 +111,10 @@ def dit_rows(config: FlowConfig, dtype: torch.dtype, repeats: int) -> list[dict]
 
 
 def as_loaded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as loading a checkpoint leaves them: compact where that pays, else with their rows at its distances."""
-    if prefers_compact(many_rows=True):
-        return compact_linears(dict(weights))  # float32 stays as it is
+    """The weights as loading a checkpoint leaves them: so arranged as is fastest, else with their rows at its distances."""
+    arrangement = choose_arrangement(None, next(iter(weights.values())).dtype, torch.device("cpu"))
+    if arrangement is not Arrangement.PLAIN:
+        return arrange(dict(weights), arrangement)
     return {name: empty_rows(w.shape, w.dtype, w.device).copy_(w) if w.ndim == 2 else w for name, w in weights.items()}
 
 

@@ -38,6 +38,19 @@ void linear_wide(int dtype, Address x, int64_t x_stride, Address weight, int64_t
   launch(kernels().linear_wide, args);
 }
 
+void linear_panels(int dtype, Address x, int64_t x_stride, Address panels, Address bias, Address out, Address workspace,
+                   int64_t num_rows, int64_t n, int64_t k) {
+  linear_wide(dtype, x, x_stride, panels, kInPanels, bias, out, workspace, num_rows, num_rows, n, k);
+}
+
+void weight_to_panels(int dtype, Address weight, int64_t w_stride, Address panels, int64_t n, int64_t k) {
+  launch(kernels().weight_to_panels, WeightPanelsArgs{static_cast<DType>(dtype), at(weight), w_stride, at(panels), n, k});
+}
+
+void weight_from_panels(int dtype, Address weight, int64_t w_stride, Address panels, int64_t n, int64_t k) {
+  launch(kernels().weight_from_panels, WeightPanelsArgs{static_cast<DType>(dtype), at(weight), w_stride, at(panels), n, k});
+}
+
 int64_t count_escapes(Address weight, int64_t rows, int64_t k, Address codes) {
   py::gil_scoped_release release;
   return compact_count(at<bf16>(weight), rows, k, at<int32_t>(codes));
@@ -275,6 +288,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear_fixed_weight_bytes", &linear_fixed_weight_bytes, "Bytes of the digits of a matrix.");
   m.def("linear_wide", &linear_wide);
   m.def("linear_wide_workspace", &linear_wide_workspace, "Elements that linear_wide needs.");
+  m.def("linear_panels", &linear_panels);
+  m.def("weight_to_panels", &weight_to_panels);
+  m.def("weight_from_panels", &weight_from_panels);
+  m.def("panel_outputs", [] { return kernels().panel_outputs; }, "Outputs of a panel of weights.");
+  m.def("packed_columns", [](int dtype, int64_t k) { return wide_columns(static_cast<DType>(dtype), k); },
+        "Columns of a row of k, or of an output of a panel, as linear_wide reads it.");
   m.def("compact_count", &count_escapes, "Table and row starts of compact weights; returns the number of escapes.");
   m.def("compact_pack", &pack_compact);
   m.def("compact_widen", &widen_compact);

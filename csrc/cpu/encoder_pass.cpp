@@ -61,19 +61,14 @@ struct EncoderPass::Thread : PassThread {
     pack(s.y_.data(), row, n, hidden, s.rows_);
   }
 
-  void project(const PassLinear& w, const Aligned<char>& x, int64_t rows, const Aligned<char>& to) {
-    linear(w, x.data(), s.rows_, rows, to.data());
-    wait();
-  }
-
   // Both convolutions. Rows of windows run on from one segment to the next; those that straddle two are computed
   // like the others and land where the zeros between segments belong, which is written last.
   void convolve() {
     const int64_t period = in.frames + kPadding, frames = in.num_segments * period - kPadding;
     blocks(frames, [&](int64_t row, int64_t n) { pack(in.mels, m.num_mels(), row, n, m.conv1.k, s.rows_); });
-    wait();
+    meet();
     linear(m.conv1, in.mels, m.num_mels(), s.rows_, frames, at(s.frames_, m.leading, hidden));
-    wait();
+    meet();
     blocks(in.num_segments * period, [&](int64_t row, int64_t n) {
       for (int64_t i = row; i < row + n; ++i) {
         const int64_t frame = i % period - m.leading;
@@ -81,12 +76,12 @@ struct EncoderPass::Thread : PassThread {
         0 <= frame && frame < in.frames ? gelu(x, hidden) : static_cast<void>(std::memset(x, 0, hidden * size));
       }
     });
-    wait();
+    meet();
     const int64_t rows = in.num_segments * period / 2 - 1;
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.frames_.data(), 2 * hidden, row, n, m.conv2.k, s.rows_); });
-    wait();
+    meet();
     linear(m.conv2, s.frames_.data(), 2 * hidden, s.rows_, rows, s.branch_.data());
-    wait();
+    meet();
   }
 
   // x = gelu(convolved) + positions, without the rows between segments.
@@ -114,7 +109,7 @@ struct EncoderPass::Thread : PassThread {
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
     kernel.encoder_attention({dtype, part(0), part(1), part(2), in.lengths, s.y_.data(), ends ? in.wanted : length,
                               length, in.block, scale, of_layer}, index, count);
-    wait();
+    meet();
   }
 
   // The residual after attention; of the last layer only the wanted rows go on, in `out`.
@@ -129,11 +124,13 @@ struct EncoderPass::Thread : PassThread {
     const EncoderLayer& w = m.layers[i];
     const bool ends = i + 1 == m.layers.size();
     const int64_t rows = ends ? wanted_rows : all_rows;
-    project(w.qkv, s.y_, all_rows, s.qkv_);
+    linear(w.qkv, s.y_.data(), s.rows_, all_rows, s.qkv_.data());
+    meet();
     attend(ends);
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
     wait();
-    project(w.out, s.y_, rows, s.branch_);
+    linear(w.out, s.y_.data(), s.rows_, rows, s.branch_.data());
+    wait();
     const auto x = [&](int64_t row) { return ends ? out(row) : at(s.x_, row, hidden); };
     blocks(rows, [&](int64_t row, int64_t n) {
       add_attention(ends, row, n);
@@ -174,7 +171,8 @@ void EncoderPass::run(const EncoderInput& in) {
   const AttentionPlan plan = all.plan(), last_plan = wanted.plan_in(plan.workspace);
   std::atomic<int64_t>* counters = counters_.restart();
   parallel([&](int index, int count) {
-    Thread{{{m_.dtype, m_.conv1}, index, count, counters}, *this, m_, in, plan, last_plan}.encode();
+    const bool apart = m_.layers[0].qkv.in_panels() && count > 1 && in.num_segments * length >= kOwnRows * count;
+    Thread{{{m_.dtype, m_.conv1}, index, count, counters, apart}, *this, m_, in, plan, last_plan}.encode();
   });
 }
 

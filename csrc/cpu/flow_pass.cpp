@@ -11,11 +11,13 @@ namespace antiphon {
 namespace {
 
 constexpr int64_t kCountersPerLayer = 16, kCountersOutside = 8;
+constexpr int64_t kModulations = 3;  // layers at a time
 
 }  // namespace
 
 FlowPass::FlowPass(FlowWeights weights, int64_t alone_work, int64_t packed_limit)
-    : m_(std::move(weights)), alone_work_(alone_work), packed_limit_(packed_limit), modulations_(m_.layers.size() + 1),
+    : m_(std::move(weights)), alone_work_(alone_work), packed_limit_(packed_limit),
+      modulations_(std::max<int64_t>(kModulations, m_.layers.size() + 1)),
       counters_(static_cast<int64_t>(m_.layers.size()) * kCountersPerLayer + kCountersOutside) {
   if (m_.layers.empty()) throw std::invalid_argument("flow pass: expected at least one layer");
 }
@@ -47,13 +49,15 @@ struct FlowPass::Thread : PassThread {
   // depend on times and tokens alone.
   void modulate(size_t layer) {
     if (evaluation > 0) return;
-    linear(layer < m.layers.size() ? m.layers[layer].modulation : m.final_modulation, in.modulation, s.tokens_,
+    PassThread together{format, index, count, next++};
+    together.linear(layer < m.layers.size() ? m.layers[layer].modulation : m.final_modulation, in.modulation, s.tokens_,
            in.evaluations() * tokens, modulations(layer).data());
   }
 
-  // Kept for the evaluations that follow, if any do.
+  // Kept for the evaluations that follow, if any do; else those of three layers, for while one thread makes the next
+  // layer's, another may be at the end of the one before.
   const Aligned<char>& modulations(size_t layer) const {
-    return s.modulations_[in.evaluations() > 1 ? layer : layer % 2];
+    return s.modulations_[in.evaluations() > 1 ? layer : layer % kModulations];
   }
 
   // Vector `part` of the modulations of a layer, of the final one behind the last, from the token of `row` on.
@@ -98,7 +102,7 @@ struct FlowPass::Thread : PassThread {
                         at(s.k_, row, hidden), at(s.v_, row, hidden), 3 * hidden, n, m.num_heads,
                         hidden / m.num_heads}, 0, 1);
     });
-    wait();
+    meet();
   }
 
   char* window(void* cache, size_t layer) const {
@@ -116,7 +120,7 @@ struct FlowPass::Thread : PassThread {
     kernel.flow_attention({m.dtype, s.q_.data(), s.k_.data(), s.v_.data(), in.cu_seqlens, window(in.keys, layer),
                            window(in.values, layer), in.slots, in.cache_lens, s.y_.data(), in.window, scale, of_layer},
                           index, count);
-    wait();
+    meet();
   }
 
   // Keys and values of the kept rows to their places.
@@ -137,7 +141,7 @@ struct FlowPass::Thread : PassThread {
     rotate();
     if (ends) return store(i);
     attend(i);
-    if (!in.out) store(i);
+    if (!in.out) store(i), meet();
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
     wait();
     project(w.proj, s.y_, s.branch_);
@@ -155,20 +159,21 @@ struct FlowPass::Thread : PassThread {
   void start() {
     blocks(in.evaluations() * tokens, [&](int64_t row, int64_t n) { pack(in.modulation, row, n, hidden, s.tokens_); });
     blocks(rows, [&](int64_t row, int64_t n) { pack(in.x, row, n, m.input.k, s.rows_); });
-    wait();
+    meet();
   }
 
   // The pass from packed rows of x, which a solver's step leaves as it found them: packed, and in `out`.
   void evaluate(const void* x) {
     modulate(0);
     linear(m.input, x, s.rows_, rows, s.x_.data());
-    wait();
+    meet();
     for (size_t i = 0; i < m.layers.size(); ++i) layer(i);
     if (!in.out) return;
     enter(m.layers.size());
     if (in.num_steps == 0) return linear(m.output, s.y_.data(), s.rows_, rows, in.out);
+    meet();  // the output's rows are narrower: those of one thread lie where another's wide ones were
     linear(m.output, s.y_.data(), s.rows_, rows, s.branch_.data());
-    wait();
+    meet();
     blocks(rows, [&](int64_t row, int64_t n) {
       char* state = static_cast<char*>(in.out) + row * mels * size;
       if (evaluation == 0) std::memcpy(state, static_cast<const char*>(in.x) + row * mels * size, n * mels * size);
@@ -183,7 +188,7 @@ void FlowPass::run(const FlowInput& in) {
     throw std::invalid_argument("flow pass: expected 1, 2, 4, 8 or 16 frames a token, and whole tokens");
   const std::lock_guard<std::mutex> lock(busy_);
   reserve(in.num_rows, in.evaluations() * (in.num_rows / in.frames_per_token),
-          in.evaluations() > 1 ? static_cast<int64_t>(modulations_.size()) : 2);
+          in.evaluations() > 1 ? static_cast<int64_t>(m_.layers.size()) + 1 : kModulations);
   const FlowLayer& w = m_.layers[0];
   const int64_t dim = m_.hidden() / m_.num_heads;
   AttentionUnits all(m_.num_heads, dim), current(m_.num_heads, dim);  // current: steps with keys of the current rows
@@ -202,8 +207,9 @@ void FlowPass::run(const FlowInput& in) {
   for (int64_t evaluation = 0; evaluation < in.evaluations(); ++evaluation) {
     std::atomic<int64_t>* counters = counters_.restart();
     const auto walk = [&](int index, int count) {
-      Thread thread{{{m_.dtype, m_.input}, index, count, counters}, *this, m_, in, evaluation == 0 ? first : later,
-                    keeps ? all.packed_bytes(m_.dtype) : 0, evaluation};
+      const bool apart = w.qkv.in_panels() && count > 1 && in.num_rows >= kOwnRows * count;
+      Thread thread{{{m_.dtype, m_.input}, index, count, counters, apart, in.frames_per_token}, *this, m_, in,
+                    evaluation == 0 ? first : later, keeps ? all.packed_bytes(m_.dtype) : 0, evaluation};
       if (evaluation == 0) thread.start();
       thread.evaluate(evaluation == 0 ? in.x : in.out);
     };

@@ -65,7 +65,7 @@ class FlowPass {
   const int64_t alone_work_, packed_limit_;
   std::mutex busy_;
   Aligned<char> x_, y_, branch_, qkv_, q_, k_, v_, hidden_;
-  // Of each layer, then of the final one, [evaluations, tokens, vectors, hidden]; of one evaluation by turns in two.
+  // Of each layer, then of the final one, [evaluations, tokens, vectors, hidden]; of one evaluation by turns in three.
   std::vector<Aligned<char>> modulations_;
   // Of each layer, keys and values as attention reads them: of the window from the first evaluation of a call to its
   // last, of the current rows within one. Nothing outlives the call. Unused in a call of one evaluation.

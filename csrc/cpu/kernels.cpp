@@ -13,21 +13,21 @@ namespace antiphon {
 #define ANTIPHON_AMX(name, Args) amx::name,
 
 const Kernels& kernels() {
-  static const Kernels of_scalar{ANTIPHON_KERNELS(ANTIPHON_SCALAR)};
+  static const Kernels of_scalar{ANTIPHON_KERNELS(ANTIPHON_SCALAR) scalar::panel_outputs};
 #if defined(ANTIPHON_HAS_AVX2)
-  static const Kernels of_avx2{ANTIPHON_KERNELS(ANTIPHON_AVX2)};
+  static const Kernels of_avx2{ANTIPHON_KERNELS(ANTIPHON_AVX2) avx2::panel_outputs};
 #endif
 #if defined(ANTIPHON_HAS_AVX512)
-  static const Kernels of_avx512{ANTIPHON_KERNELS(ANTIPHON_AVX512)};
+  static const Kernels of_avx512{ANTIPHON_KERNELS(ANTIPHON_AVX512) avx512::panel_outputs};
 #endif
 #if defined(ANTIPHON_HAS_AVX512VNNI)
-  static const Kernels of_avx512vnni{ANTIPHON_KERNELS(ANTIPHON_AVX512VNNI)};
+  static const Kernels of_avx512vnni{ANTIPHON_KERNELS(ANTIPHON_AVX512VNNI) avx512vnni::panel_outputs};
 #endif
 #if defined(ANTIPHON_HAS_AVX512BF16)
-  static const Kernels of_avx512bf16{ANTIPHON_KERNELS(ANTIPHON_AVX512BF16)};
+  static const Kernels of_avx512bf16{ANTIPHON_KERNELS(ANTIPHON_AVX512BF16) avx512bf16::panel_outputs};
 #endif
 #if defined(ANTIPHON_HAS_AMX)
-  static const Kernels of_amx{ANTIPHON_KERNELS(ANTIPHON_AMX)};
+  static const Kernels of_amx{ANTIPHON_KERNELS(ANTIPHON_AMX) amx::panel_outputs};
 #endif
   switch (active_isa()) {
 #if defined(ANTIPHON_HAS_AVX2)

@@ -261,6 +261,8 @@ struct DecodeInputsArgs {
   X(linear, LinearArgs)                          \
   X(linear_wide_pack, LinearWideArgs)            \
   X(linear_wide, LinearWideArgs)                 \
+  X(weight_to_panels, WeightPanelsArgs)          \
+  X(weight_from_panels, WeightPanelsArgs)        \
   X(linear_compact, LinearCompactArgs)           \
   X(linear_compact_wide, LinearCompactWideArgs)  \
   X(compact_histogram, CompactHistogramArgs)     \
@@ -305,19 +307,23 @@ struct DecodeInputsArgs {
   X(advance_streams, AdvanceStreamsArgs)         \
   X(decode_inputs, DecodeInputsArgs)
 
+// And a constant of each instruction set: outputs of a panel of weights (linear_kernels.h).
 #define ANTIPHON_DECLARE(name, Args) void name(const Args& args, int index, int count);
-namespace scalar { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
-namespace avx2 { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
-namespace avx512 { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
-namespace avx512vnni { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
-namespace avx512bf16 { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
-namespace amx { ANTIPHON_KERNELS(ANTIPHON_DECLARE) }
+#define ANTIPHON_DECLARE_ALL ANTIPHON_KERNELS(ANTIPHON_DECLARE) extern const int64_t panel_outputs;
+namespace scalar { ANTIPHON_DECLARE_ALL }
+namespace avx2 { ANTIPHON_DECLARE_ALL }
+namespace avx512 { ANTIPHON_DECLARE_ALL }
+namespace avx512vnni { ANTIPHON_DECLARE_ALL }
+namespace avx512bf16 { ANTIPHON_DECLARE_ALL }
+namespace amx { ANTIPHON_DECLARE_ALL }
+#undef ANTIPHON_DECLARE_ALL
 #undef ANTIPHON_DECLARE
 
 // The kernels of one instruction set.
 #define ANTIPHON_POINTER(name, Args) void (*name)(const Args& args, int index, int count);
 struct Kernels {
   ANTIPHON_KERNELS(ANTIPHON_POINTER)
+  int64_t panel_outputs;
 };
 #undef ANTIPHON_POINTER
 

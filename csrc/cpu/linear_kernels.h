@@ -32,8 +32,8 @@ struct LinearWideArgs {
   DType dtype;
   const void* x;       // [num_rows, k], rows x_stride apart
   int64_t x_stride;
-  const void* weight;  // [branches, n, k], rows w_stride apart
-  int64_t w_stride;
+  const void* weight;  // [branches, n, k], rows w_stride apart, or of one branch panels
+  int64_t w_stride;    // or kInPanels
   const void* bias;    // [branches, n] or null
   void* out;           // [num_rows, n]
   void* workspace;     // linear_wide_workspace() elements, filled by linear_wide_pack
@@ -52,6 +52,18 @@ constexpr int64_t word_columns(int64_t k) { return (k + 1) / 2 * 2; }
 constexpr int64_t wide_columns(DType dtype, int64_t k) {
   return word_columns(k) + (dtype == DType::f32 ? (k + kWideChunk - 1) / kWideChunk * 2 : 0);
 }
+
+// Weights for linear_wide alone, in the order in which vectors of an instruction set read them: [n / panel_outputs()] panels
+// of wide_columns(k) times as many elements, the last one filled up. Only made for the instruction set that reads them, and
+// not for tiles.
+constexpr int64_t kInPanels = 0;
+struct WeightPanelsArgs {
+  DType dtype;
+  void* weight;      // [n, k], rows w_stride apart: read by weight_to_panels, written by weight_from_panels, the same bits
+  int64_t w_stride;
+  void* panels;
+  int64_t n, k;
+};
 
 // Elements of the workspace, enough for either dtype: blocks of 16 rows of each branch.
 inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k) {

@@ -11,7 +11,8 @@ import torch
 from antiphon_kernels import native
 
 from . import checkpoint
-from .checkpoint.compact import compacts_networks, resolve_compact
+from .checkpoint.compact import resolve_compact
+from .checkpoint.network_weights import choose_arrangement
 from .config import NUM_SPECIAL_TOKENS, ModelConfig
 from .draft import check_draft, load_draft
 from .errors import ConfigError
@@ -110,7 +111,8 @@ def load_runtime(
         draft: ``int8``, ``int4`` or the folder of a converted checkpoint: quantised matrices beside the model's own
             propose tokens, which the model checks several at a time; the tokens stay the same. On a CPU only.
         compact: hold bfloat16 matrices without loss in 12 bits a weight, so that a CPU reads three quarters of the bytes in
-            decoding; the results are the same bits. None: where that pays.
+            decoding; the results are the same bits. None: where that pays. False: all matrices, those of the other networks
+            as well, lie as they are stored.
 
     Raises:
         CheckpointError, ConfigError: as ``checkpoint.load_model_config`` and the loaders say.
@@ -126,11 +128,13 @@ def load_runtime(
     size = layers * llm.hidden_size * (llm.qkv_size + llm.hidden_size + 3 * llm.intermediate_size)
     working = resolve_dtype(dtype, place, size + 3 * llm.vocab_size * llm.hidden_size)
     smaller = resolve_compact(compact, config, working, place)
-    networks = compacts_networks(compact, working, place)
+    networks, float32 = (choose_arrangement(compact, kind, place) for kind in (working, torch.float32))
     logger.info("loading %s as %s on %s", config.path, working, place)
     tokenizer = TextTokenizer.from_file(config.path / "tiktoken.model", llm.audio_token_offset - NUM_SPECIAL_TOKENS)
     whisper = WhisperEncoder(checkpoint.load_whisper(config, working, place, networks), config.whisper)
-    codes = SpeechTokenizer(checkpoint.load_speech_tokenizer(config, torch.float32, place), config.speech_tokenizer)
+    codes = SpeechTokenizer(
+        checkpoint.load_speech_tokenizer(config, torch.float32, place, float32), config.speech_tokenizer
+    )
     model = DualQwen(llm, checkpoint.load_llm(config, working, place, smaller))
     return Runtime(
         config=config,

@@ -23,6 +23,7 @@ from .linear_int4 import linear_int4
 from .linear_int4_silu_mul import linear_int4_silu_mul
 from .linear_int8 import linear_int8
 from .linear_int8_silu_mul import linear_int8_silu_mul
+from .linear_panels import linear_panels
 from .linear_silu_mul import linear_silu_mul
 from .linear_weight import LinearWeight
 from .operator import BackendError, Operator, count_calls, operators, set_backend, use_backend
@@ -61,6 +62,7 @@ __all__ = [
     "linear_int4_silu_mul",
     "linear_int8",
     "linear_int8_silu_mul",
+    "linear_panels",
     "linear_silu_mul",
     "native",
     "operators",

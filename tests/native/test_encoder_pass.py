@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import antiphon_kernels as ak
-from antiphon.checkpoint.compact import compact_linears
+from antiphon.checkpoint.network_weights import Arrangement, arrange
 from antiphon.config import EncoderConfig
 from antiphon.models.encoder_layer import LAYER_NORM_EPS
 from antiphon.models.encoder_network import EncoderNetwork
@@ -32,7 +32,12 @@ CASES = {  # frames of a segment, rows wanted of each, valid rows of each segmen
 
 
 def build(
-    dtype, causal: bool, config: EncoderConfig = CONFIG, final_norm: bool = True, work=None, compact: bool = False
+    dtype,
+    causal: bool,
+    config: EncoderConfig = CONFIG,
+    final_norm: bool = True,
+    work=None,
+    arrangement: Arrangement = Arrangement.PLAIN,
 ) -> EncoderNetwork:
     """Weights of ``dtype``, kept in ``work``."""
     torch.manual_seed(3)
@@ -47,7 +52,7 @@ def build(
         weights[f"{name}.weight"] = torch.randn(shape) / torch.Size(shape[1:]).numel() ** 0.5
         weights[f"{name}.bias"] = torch.randn(shape[0]) / 4
     weights = {name: weight.to(dtype).to(work or dtype) for name, weight in weights.items()}
-    return EncoderNetwork(compact_linears(weights) if compact else weights, config, config.num_layers, causal)
+    return EncoderNetwork(arrange(weights, arrangement), config, config.num_layers, causal)
 
 
 def arguments(network: EncoderNetwork):
@@ -120,10 +125,23 @@ def test_refuses_what_it_cannot_run(isa):
 def test_compact_matrices_give_the_same_bits(causal, isa, with_threads):
     config = replace(CONFIG, d_model=128, ffn_dim=256)
     plain = build(torch.bfloat16, causal, config)
-    compact = build(torch.bfloat16, causal, config, compact=True)
+    compact = build(torch.bfloat16, causal, config, arrangement=Arrangement.COMPACT)
     assert all(m.codes is not None for layer in compact.layers for m in (layer.qkv, layer.out, layer.fc1, layer.fc2))
     mels, wanted, lengths, block = mels_of("first rows of blocks")
     expected = plain(mels.to(torch.bfloat16), lengths, block, wanted)
     for threads in (1, 2, 3):
         got = with_threads(threads, lambda: compact(mels.to(torch.bfloat16), lengths, block, wanted))
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_panels_give_the_same_bits(case, dtype, isa, poison, with_threads):
+    """Also where each thread has rows of its own, as in "first rows of blocks"."""
+    if isa == "amx":
+        pytest.skip("tiles read rows")
+    plain, panels = (bind(build(dtype, True, arrangement=a)) for a in (Arrangement.PLAIN, Arrangement.PANELS))
+    mels, wanted, lengths, block = mels_of(case)
+    expected = plain(mels, wanted, lengths, block)
+    for threads in (1, 2, 3):
+        assert torch.equal(with_threads(threads, lambda: panels(mels, wanted, lengths, block)), expected)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import antiphon_kernels as ak
-from antiphon.checkpoint.compact import compact_linears
+from antiphon.checkpoint.network_weights import Arrangement, arrange
 from antiphon.execution.memory_plan import flow_packed_bytes
 from antiphon.models.flow_dit import MODULATED_ROWS, NORM_EPS, PACKED_LIMIT, FlowBatch, FlowDit, FlowWindow
 from antiphon_kernels.native import available
@@ -342,7 +342,7 @@ def test_which_matrices_become_compact():
     """Those of linear maps whose inputs are whole groups, every bit of them; the plain ones are let go."""
     weights = build_dit(torch.bfloat16, WHOLE_GROUPS).weights
     plain = dict(weights)
-    compact = compact_linears(weights)
+    compact = arrange(weights, Arrangement.COMPACT)
     assert not weights
     changed = {name for name in plain if compact[name].dtype == torch.uint8}
     kinds = {name.split(".", 2)[-1].removesuffix(".weight") for name in changed if name.startswith("blocks.")}
@@ -356,7 +356,7 @@ def test_which_matrices_become_compact():
 @pytest.mark.parametrize("case", ["three", "many"])
 def test_compact_matrices_give_the_same_bits(case, isa, with_threads):
     plain = build_dit(torch.bfloat16, WHOLE_GROUPS)
-    compact = FlowDit(WHOLE_GROUPS, compact_linears(dict(plain.weights)))
+    compact = FlowDit(WHOLE_GROUPS, arrange(dict(plain.weights), Arrangement.COMPACT))
     x, time, condition, batch, window = inputs(plain, batch_of(STREAMS[case]))
     times = torch.randn(len(WIDTHS), WHOLE_GROUPS.hidden_size).to(torch.bfloat16)
     calls = (
@@ -367,3 +367,32 @@ def test_compact_matrices_give_the_same_bits(case, isa, with_threads):
         expected = call(plain)
         for threads in (1, 2, 3):
             assert torch.equal(with_threads(threads, partial(call, compact)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("case", "frames"), [("cached", 4), ("cached", 1), ("few", 4), ("three", 16), ("many", 4)])
+def test_panels_give_the_same_bits(case, frames, dtype, isa, poison, with_threads):
+    """With few rows for a thread, which then share panels, and with many, where each has rows of its own that begin within
+    tokens: velocities, solves, and windows."""
+    if isa == "amx":
+        pytest.skip("tiles read rows")
+    streams = [(rows // frames * frames, cached, slot) for rows, cached, slot in STREAMS[case]]
+    plain, batch = build_dit(dtype), batch_of(streams, frames)
+    panels = FlowDit(CONFIG, arrange(dict(plain.weights), Arrangement.PANELS))
+    x, time, condition, _, window = inputs(plain, batch)
+    times, rows = torch.randn(len(WIDTHS), CONFIG.hidden_size).to(dtype), torch.tensor([0, 3])
+    places = torch.tensor([WINDOW - 1, 2 * WINDOW])
+
+    def results(dit: FlowDit) -> list[torch.Tensor]:
+        bound, ours = bind(dit, digits=False), FlowWindow(window.storage.clone(), SLOTS)
+        caches, silu = (ours.keys, ours.values), torch.nn.functional.silu
+        velocity = bound(x, silu(time + condition), batch, *caches)
+        solved = bound.integrate(x, silu(times[:, None] + condition), batch, *caches, WIDTHS)
+        bound.fill(x, silu(time + condition), batch, *caches, rows, places)
+        return [velocity, solved, ours.storage.nan_to_num()]
+
+    with ak.use_backend("native"):
+        expected = results(plain)
+        for threads in (1, 2, 3):
+            got = with_threads(threads, partial(results, panels))
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))

@@ -68,17 +68,16 @@ void linear_compact_wide(const LinearCompactWideArgs& args, int, int count) {
 #else
 void linear_compact_wide(const LinearCompactWideArgs& args, int, int count) {
   const LinearWideArgs& a = args.linear;
-  const int64_t sums_bytes = vector_panel_bytes(max64(a.split, a.num_rows - a.split));
-  float* sums = static_cast<float*>(scratch(sums_bytes + kVectorPanel * a.k * 2));
-  bf16* rows = reinterpret_cast<bf16*>(reinterpret_cast<char*>(sums) + sums_bytes);
+  const VectorMemory<bf16> memory(max64(a.split, a.num_rows - a.split), kVectorPanel * a.k);
   const UpperBytes upper(args.codes);
   claim_vector_panels<bf16>(a, count, [&](const VectorProblem<bf16>& p, int64_t branch, int64_t n, int64_t columns,
                                           int64_t) {
     for (int64_t r = 0; r < columns; ++r) {
       const int64_t row = branch * a.n + n + r;
-      widen_row(args.weight + row * compact_row_bytes(a.k), args.codes, upper, row, a.k, rows + r * a.k);
+      widen_row(args.weight + row * compact_row_bytes(a.k), args.codes, upper, row, a.k, memory.more + r * a.k);
     }
-    vector_panel<bf16>(p, rows, a.k, n, columns, nullptr, sums);
+    const TakenPanel<VectorProducts<bf16>, bf16> panel(memory.more, a.k, a.k, columns, nullptr, memory.chunk);
+    vector_panel<VectorProducts<bf16>>(p, panel, n, columns, memory);
   });
 }
 #endif

@@ -1,8 +1,8 @@
 // y[t] = x[t] W[branch]^T + bias[branch] for any number of rows, float32 or bfloat16.
 //
 // linear_wide_pack brings x into a workspace in the order in which linear_wide reads it: as tiles of bfloat16 where the
-// instruction set has them, for vectors elsewhere. Threads claim a panel of columns at a time, for they may differ in
-// speed. Tiles need k to be a multiple of 32; otherwise rows go through `linear` sixteen at a time and the workspace is
+// instruction set has them, for vectors elsewhere; weight_to_panels does the same for W, for vectors only. Threads claim a
+// panel of columns at a time, for they may differ in speed. Tiles need k to be a multiple of 32; otherwise rows go through `linear` sixteen at a time and the workspace is
 // not used.
 #include "kernels.h"
 #include "linear_wide_vector.h"
@@ -15,6 +15,19 @@
 #endif
 
 namespace antiphon::ANTIPHON_ISA {
+
+extern const int64_t panel_outputs = kVectorPanel;
+
+namespace {
+
+#if ANTIPHON_ADDS_BESIDE_PRODUCTS
+using FloatProducts = PairProducts;
+#else
+using FloatProducts = VectorProducts<float>;
+#endif
+using HalfProducts = VectorProducts<bf16>;
+
+}  // namespace
 
 #if defined(__AMX_BF16__)
 namespace {
@@ -62,7 +75,9 @@ void wide_in_tiles(const LinearWideArgs& a, int index, int count) {
 void linear_wide_pack(const LinearWideArgs& a, int index, int count) {
   if (a.dtype == DType::f32)
 #if ANTIPHON_ADDS_BESIDE_PRODUCTS
-    return pack_for_pairs(a, index, count);
+    return pack_for_vectors<float>(a, index, count, [&](const float* x, int64_t rows, float* to) {
+      pack_pairs(x, a.x_stride, rows, a.k, to);
+    });
 #else
     return pack_for_vectors<float>(a, index, count);
 #endif
@@ -78,14 +93,23 @@ void linear_wide(const LinearWideArgs& a, int index, int count) {
 #if ANTIPHON_ADDS_BESIDE_PRODUCTS
     return wide_in_pairs(a, index, count);
 #else
-    return wide_in_vectors<float>(a, count);
+    return wide_in_vectors<FloatProducts, float>(a, count);
 #endif
 #if defined(__AMX_BF16__)
   wide_in_tiles(a, index, count);
 #else
   (void)index;
-  wide_in_vectors<bf16>(a, count);
+  wide_in_vectors<HalfProducts, bf16>(a, count);
 #endif
+}
+
+void weight_to_panels(const WeightPanelsArgs& a, int index, int count) {
+  a.dtype == DType::f32 ? to_panels<FloatProducts, float>(a, index, count) : to_panels<HalfProducts, bf16>(a, index, count);
+}
+
+void weight_from_panels(const WeightPanelsArgs& a, int index, int count) {
+  a.dtype == DType::f32 ? from_panels<FloatProducts, float>(a, index, count)
+                        : from_panels<HalfProducts, bf16>(a, index, count);
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -9,10 +9,10 @@ namespace antiphon::ANTIPHON_ISA {
 template <class T>
 constexpr int64_t kWordColumns = Dot<T>::width / VF;
 
-// [words][VF][kWordColumns] of at most VF rows, row(i) the i-th one's k elements; zero past the rows and from k to `end`,
-// whole words.
+// [words][VF][kWordColumns] of at most VF rows, row(i) the i-th one's k elements, words `stride` elements apart; zero past the
+// rows and from k to `end`, whole words.
 template <class T, class Row>
-inline void pack_words(const Row& row, int64_t rows, int64_t k, int64_t end, T* out) {
+inline void pack_words(const Row& row, int64_t rows, int64_t k, int64_t end, T* out, int64_t stride = Dot<T>::width) {
   constexpr int64_t kWidth = Dot<T>::width;
   for (int64_t i = 0; i < end; i += kWidth) {
     vf words[VF];
@@ -26,7 +26,7 @@ inline void pack_words(const Row& row, int64_t rows, int64_t k, int64_t end, T* 
     }
     transpose(words);
     for (int64_t j = 0; j < min64(VF, (end - i) / kWordColumns<T>); ++j)
-      store_words(out + VF * i + j * kWidth, words[j]);
+      store_words(out + (i / kWordColumns<T> + j) * stride, words[j]);
   }
 }
 

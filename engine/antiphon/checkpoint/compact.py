@@ -1,7 +1,6 @@
 """Plain bfloat16 matrices made compact as they are loaded: the same weights, bit for bit, in 12 bits each.
 
-A step of decoding on a CPU takes as long as its weights take to be read (``antiphon_kernels.linear_compact``), and the tiles of
-the other networks wait for theirs as well.
+A step of decoding on a CPU takes as long as its weights take to be read (``antiphon_kernels.linear_compact``).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def resolve_compact(chosen: bool | None, config: ModelConfig, dtype: torch.dtype
     Raises:
         ConfigError: asked for where it cannot be.
     """
-    problem = _obstacle(dtype, device) or _obstacle_in_files(config)
+    problem = obstacle(dtype, device) or _obstacle_in_files(config)
     if chosen is None:
         return problem is None and config.quantization is None and native.prefers_compact()
     if chosen and problem is not None:
@@ -38,13 +37,7 @@ def resolve_compact(chosen: bool | None, config: ModelConfig, dtype: torch.dtype
     return chosen
 
 
-def compacts_networks(chosen: bool | None, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the matrices beside the language model are made compact: their rows are many, and beside
-    the products of many rows only tiles have time to widen weights."""
-    return chosen is not False and _obstacle(dtype, device) is None and native.prefers_compact(many_rows=True)
-
-
-def _obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
+def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why no matrix can be compact, and what to change, or None."""
     if device.type != "cpu":
         return f"compact weights need the native operators of a CPU, not {str(device)!r}; use device='cpu'"
@@ -80,19 +73,3 @@ def compact_matrices(tensors: Iterable[Named]) -> Iterator[Named]:
         yield name, pair[0]
         yield f"{name}.scale", pair[1]
     logger.info("compact weights: %d matrices", made)
-
-
-def compact_linears(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a network beside the language model, emptied on the way, with the matrices of its linear maps compact.
-
-    A linear map is a matrix ``X.weight`` with a bias ``X.bias``; its codes come as ``X.weight.scale``.
-    """
-    memory, out = WeightsMemory(), {}
-    maps = {name for name, w in weights.items() if w.ndim == 2 and name.removesuffix("weight") + "bias" in weights}
-    for name in list(weights):
-        tensor = weights.pop(name)
-        pair = compact(tensor, memory) if name in maps else None
-        out[name] = tensor if pair is None else pair[0]
-        if pair is not None:
-            out[f"{name}.scale"] = pair[1]
-    return out

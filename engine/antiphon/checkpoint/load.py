@@ -12,7 +12,8 @@ from antiphon_kernels.weights_memory import WeightsMemory, empty_apart
 
 from ..config import ModelConfig
 from . import packing, quantized, source
-from .compact import compact_linears, compact_matrices
+from .compact import compact_matrices
+from .network_weights import Arrangement, arrange
 from .packing import Allocate, Named, Packer
 
 Weights = dict[str, torch.Tensor]
@@ -54,35 +55,46 @@ def stream_llm(
 
 
 def load_whisper(
-    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu", compact: bool = False
+    config: ModelConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    device: Device = "cpu",
+    arrangement: Arrangement = Arrangement.PLAIN,
 ) -> Weights:
-    """The Whisper encoder's packed weights; ``compact``: matrices of bfloat16 as ``checkpoint.compact`` makes them.
+    """The Whisper encoder's packed weights, its linear maps in an arrangement of ``checkpoint.network_weights``.
 
     ``conv1``, ``conv2`` ``.weight`` [d, in, 3], ``.bias``; ``positions`` [1500, d]; ``layers.{i}.`` with ``attn_norm``,
     ``qkv`` [3d, d] (k's bias is zero), ``out``, ``mlp_norm``, ``fc1``, ``fc2``; ``final_norm``; all with
     ``.weight`` and ``.bias``.
     """
     part = source.whisper_source(config)
-    packer = _network_packer(part, dtype, device, compact)
+    packer = _network_packer(part, dtype, device, arrangement)
     weights = dict(packing.pack_encoder(packer, config.whisper))
     weights |= {f"final_norm.{kind}": packer.join(f"layer_norm.{kind}") for kind in ("weight", "bias")}
-    return compact_linears(weights) if compact else weights
+    return arrange(weights, arrangement)
 
 
-def load_speech_tokenizer(config: ModelConfig, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Weights:
+def load_speech_tokenizer(
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+    arrangement: Arrangement = Arrangement.PLAIN,
+) -> Weights:
     """The GLM tokenizer's packed weights: as :func:`load_whisper` without ``final_norm``, with ``codebook`` [K, d]."""
     part = source.speech_tokenizer_source(config)
-    packer = _network_packer(part, dtype, device)
+    packer = _network_packer(part, dtype, device, arrangement)
     weights = dict(packing.pack_encoder(packer, config.speech_tokenizer.encoder))
-    return weights | {"codebook": packer.join("codebook.weight")}
+    return arrange(weights, arrangement) | {"codebook": packer.join("codebook.weight")}
 
 
 def load_flow(
-    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu", compact: bool = False
+    config: ModelConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    device: Device = "cpu",
+    arrangement: Arrangement = Arrangement.PLAIN,
 ) -> Weights:
-    """The DiT's weights under their official names without ``speech_model.``; ``compact`` as in :func:`load_whisper`."""
-    weights = dict(packing.pack_plain(_network_packer(source.flow_source(config), dtype, device, compact)))
-    return compact_linears(weights) if compact else weights
+    """The DiT's weights under their official names without ``speech_model.``; ``arrangement`` as in :func:`load_whisper`."""
+    weights = dict(packing.pack_plain(_network_packer(source.flow_source(config), dtype, device, arrangement)))
+    return arrange(weights, arrangement)
 
 
 def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu") -> Weights:
@@ -97,9 +109,9 @@ def load_vocoder(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, devic
     return dict(packing.pack_vocoder(_packer(part, dtype, device), config.vocoder))
 
 
-def _network_packer(part: source.Source, dtype: torch.dtype, device: Device, passing: bool = False) -> Packer:
-    """Of a network whose linear maps native passes may take; ``passing``: what it packs is soon replaced."""
-    allocate = empty_apart if passing else WeightsMemory().empty
+def _network_packer(part: source.Source, dtype: torch.dtype, device: Device, arrangement: Arrangement) -> Packer:
+    """Of a network whose linear maps native passes may take; what will be arranged is soon replaced."""
+    allocate = WeightsMemory().empty if arrangement is Arrangement.PLAIN else empty_apart
     return _packer(part, dtype, device, partial(empty_rows, allocate=allocate), allocate)
 
 

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from antiphon_kernels.linear import linear
 from antiphon_kernels.linear_compact import linear_compact
 from antiphon_kernels.linear_fixed import FixedWeight, linear_fixed, pack_fixed
+from antiphon_kernels.linear_panels import linear_panels
 from antiphon_kernels.native import prefers_fixed
 
 
 class Dense:
-    """``weight`` [out, in], ``bias`` [out]: x [..., in] → [..., out]. With ``codes`` the weight is compact (``linear_compact``).
+    """``weight`` [out, in], ``bias`` [out]: x [..., in] → [..., out]. With ``codes`` the weight is compact (``linear_compact``), of
+    three dimensions in panels (``linear_panels``).
 
-    On a GPU the vendor's library, which is best at hundreds of rows; on a CPU the operator ``linear`` or ``linear_compact``,
+    On a GPU the vendor's library, which is best at hundreds of rows; on a CPU the operator of the weight's kind or ``linear``,
     except that float32 goes through ``linear_fixed`` where the CPU has integer tiles, with weights packed at the first call
     (a second copy, three bytes a weight).
     """
@@ -35,6 +37,8 @@ class Dense:
         rows = x.flatten(0, -2)
         if self.codes is not None:
             out = linear_compact(rows, self.weight[None], self.codes, self.bias[None], rows.shape[0])
+        elif self.weight.ndim == 3:
+            out = linear_panels(rows, self.weight, self.bias)
         elif prefers_fixed(self.weight):
             out = linear_fixed(rows, *self.fixed, self.bias)
         else:

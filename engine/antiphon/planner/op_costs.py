@@ -102,6 +102,11 @@ def _linear_compact(args: tuple, out: Tensor, _: Lengths) -> Cost:
     return Cost(moved, 2 * rows * x.shape[1] * out.shape[1])
 
 
+def _linear_panels(args: tuple, out: Tensor, _: Lengths) -> Cost:
+    x, panels, bias = args
+    return Cost(size(x, panels, bias, out), 2 * out.numel() * x.shape[1])
+
+
 def _linear_fp8(args: tuple, out: Tensor, lengths: Lengths) -> Cost:
     """With the rows in 8 bits, written and read once."""
     cost = _linear_quantised(args, out, lengths)
@@ -205,6 +210,7 @@ _OPERATORS: dict[str, Callable[[tuple, Any, Lengths], Cost]] = {
     "linear": _linear,
     "linear_silu_mul": _linear_silu_mul,
     "linear_compact": _linear_compact,
+    "linear_panels": _linear_panels,
     "linear_int8": _linear_quantised,
     "linear_int4": _linear_quantised,
     "linear_fp8": _linear_fp8,

@@ -12,6 +12,7 @@ import torch
 
 from antiphon_kernels import pack_fixed
 from antiphon_kernels.linear_compact import compact
+from antiphon_kernels.linear_panels import to_panels
 
 from .operator_cases import FULL, Call, Case, Maker, Sizes, num_bytes
 
@@ -24,7 +25,8 @@ SPLIT = 1e-5
 
 def cpu_cases(sizes: Sizes = FULL) -> list[Case]:
     """All cases: the language model, encoders and flow network, then the vocoder."""
-    return [*_linear_compact(sizes), *_gelu(sizes), *_linear_fixed(sizes), *_conv1d(sizes)]
+    maps = [*_linear_compact(sizes), *_gelu(sizes), *_linear_fixed(sizes), *_linear_panels(sizes)]
+    return [*maps, *_conv1d(sizes)]
 
 
 def _linear_compact(s: Sizes) -> Iterator[Case]:
@@ -56,11 +58,18 @@ def _activation(x: torch.Tensor, tanh: bool) -> Call:
     return Call((x, tanh), 2 * num_bytes(x))
 
 
-def _linear_fixed(s: Sizes) -> Iterator[Case]:
+def _networks(s: Sizes) -> dict[str, tuple[int, int, int]]:
+    """Rows, outputs and inputs of linear maps beside the language model."""
     hidden, encoder = s.dit_hidden, 64 * s.encoder_heads
-    shapes = {"flow qkv": (s.chunk, 3 * hidden, hidden), "flow fc2": (s.chunk, hidden, 4 * hidden)}
-    shapes["whisper fc1"] = (s.encoder_rows, 4 * encoder, encoder)
-    for name, shape in shapes.items():
+    return {
+        "flow qkv": (s.chunk, 3 * hidden, hidden),
+        "flow fc2": (s.chunk, hidden, 4 * hidden),
+        "whisper fc1": (s.encoder_rows, 4 * encoder, encoder),
+    }
+
+
+def _linear_fixed(s: Sizes) -> Iterator[Case]:
+    for name, shape in _networks(s).items():
         yield Case("linear_fixed", f"{name},T={shape[0]}", lambda m, size=shape: _fixed(m, *size))
 
 
@@ -69,6 +78,20 @@ def _fixed(m: Maker, rows: int, outputs: int, inputs: int) -> Call:
     weight = pack_fixed(m.values(outputs, inputs, dtype=torch.float32, scale=inputs**-0.5))
     moved = num_bytes(x, *weight, bias) + 4 * rows * outputs
     return Call((x, *weight, bias), moved, 2 * rows * outputs * inputs)
+
+
+def _linear_panels(s: Sizes) -> Iterator[Case]:
+    for name, shape in _networks(s).items():
+        for dtype in (torch.float32, torch.bfloat16):
+            label = f"{name},T={shape[0]},{str(dtype).removeprefix('torch.')}"
+            yield Case("linear_panels", label, lambda m, size=shape, d=dtype: _in_panels(m, *size, d))
+
+
+def _in_panels(m: Maker, rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> Call:
+    x, bias = m.values(rows, inputs, dtype=dtype), m.values(outputs, dtype=dtype)
+    panels = to_panels(m.values(outputs, inputs, dtype=dtype, scale=inputs**-0.5))
+    moved = num_bytes(x, panels, bias) + x.itemsize * rows * outputs
+    return Call((x, panels, bias), moved, 2 * rows * outputs * inputs)
 
 
 def _conv1d(s: Sizes) -> Iterator[Case]:

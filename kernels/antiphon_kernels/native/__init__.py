@@ -94,6 +94,15 @@ def prefers_fixed(weight) -> bool:
     return prefers(weight)
 
 
+def prefers_panels() -> bool:
+    """True where networks of many rows are faster with weights as ``linear_panels`` takes them and may be given such."""
+    if not available:
+        return False
+    from .linear_panels import prefers
+
+    return prefers()
+
+
 def prefers_compact(many_rows: bool = False) -> bool:
     """True where ``linear_compact`` decodes, or works on ``many_rows``, faster than ``linear`` with plain bfloat16 weights and may be
     chosen."""
@@ -127,6 +136,7 @@ if available:
         linear,
         linear_compact,
         linear_fixed,
+        linear_panels,
         linear_quantized,
         paged_attention,
         rms_norm,

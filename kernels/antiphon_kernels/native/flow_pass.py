@@ -77,7 +77,7 @@ class FlowPass:
     ):
         maps = [dense[name] for name in linears(config.depth)]
         self._tables, self._maps = (cos.contiguous(), sin.contiguous()), maps
-        self._dtype, self._num_outputs = maps[0].bias.dtype, maps[-1].weight.shape[0]
+        self._dtype, self._num_outputs = maps[0].bias.dtype, len(maps[-1].bias)
         self.bound = _native.FlowPass(
             DTYPES[self._dtype],
             config.num_heads,
