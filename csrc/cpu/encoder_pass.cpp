@@ -11,7 +11,9 @@ namespace antiphon {
 namespace {
 
 constexpr int64_t kCountersPerLayer = 12, kCountersOutside = 8;
-constexpr int64_t kPadding = 2;  // rows of zeros around a segment's frames
+constexpr int64_t kPadding = 2;   // rows of zeros around a segment's frames
+constexpr int64_t kSilence = 10;  // frames between what differs and the end for which the third last row sees neither
+constexpr int64_t kLastRows = 2;  // that see the end
 
 }  // namespace
 
@@ -34,12 +36,39 @@ void EncoderPass::reserve(const EncoderInput& in) {
   wide_.reserve(format, rows, mlp);
 }
 
+// Frames that are all the same up to the end, as where silence fills a window up, give the same row but for the first and the
+// last ones: of so many that there is such a row the convolutions see no more.
+EncoderPass::Sound EncoderPass::sound_of(const EncoderInput& in) {
+  const int64_t row = m_.num_mels() * size_of(m_.dtype);
+  const auto segment = [&](const void* mels, int64_t frames, int64_t i) {
+    return static_cast<const char*>(mels) + i * (frames + kPadding) * row;
+  };
+  int64_t varied = 0;  // frames of a segment up to the last one that differs from its end
+  for (int64_t i = 0; i < in.num_segments; ++i) {
+    const char *first = segment(in.mels, in.frames, i) + m_.leading * row, *last = first + (in.frames - 1) * row;
+    int64_t n = in.frames - 1;
+    while (n > varied && std::memcmp(first + (n - 1) * row, last, row) == 0) --n;
+    varied = n;
+  }
+  const int64_t frames = (varied + kSilence + 1) / 2 * 2;
+  if (frames >= in.frames) return {in.mels, in.frames};
+  mels_.reserve(in.num_segments * (frames + kPadding) * row);
+  for (int64_t i = 0; i < in.num_segments; ++i) {
+    char* to = mels_.data() + i * (frames + kPadding) * row;
+    std::memcpy(to, segment(in.mels, in.frames, i), (m_.leading + frames) * row);
+    std::memset(to + (m_.leading + frames) * row, 0, (kPadding - m_.leading) * row);
+  }
+  return {mels_.data(), frames};
+}
+
 struct EncoderPass::Thread : PassThread {
   EncoderPass& s;
   const EncoderWeights& m;
   const EncoderInput& in;
+  const Sound& sound;
   const AttentionPlan &plan, &last_plan;
-  const int64_t hidden = m.hidden(), length = in.frames / 2;  // rows of a segment
+  const int64_t hidden = m.hidden();
+  const int64_t length = in.frames / 2, convolved = sound.frames / 2;  // rows of a segment
   const int64_t all_rows = in.num_segments * length, wanted_rows = in.num_segments * in.wanted;
 
   char* out(int64_t row) const { return static_cast<char*>(in.out) + row * hidden * size; }
@@ -64,16 +93,16 @@ struct EncoderPass::Thread : PassThread {
   // Both convolutions. Rows of windows run on from one segment to the next; those that straddle two are computed
   // like the others and land where the zeros between segments belong, which is written last.
   void convolve() {
-    const int64_t period = in.frames + kPadding, frames = in.num_segments * period - kPadding;
-    blocks(frames, [&](int64_t row, int64_t n) { pack(in.mels, m.num_mels(), row, n, m.conv1.k, s.rows_); });
+    const int64_t period = sound.frames + kPadding, frames = in.num_segments * period - kPadding;
+    blocks(frames, [&](int64_t row, int64_t n) { pack(sound.mels, m.num_mels(), row, n, m.conv1.k, s.rows_); });
     meet();
-    linear(m.conv1, in.mels, m.num_mels(), s.rows_, frames, at(s.frames_, m.leading, hidden));
+    linear(m.conv1, sound.mels, m.num_mels(), s.rows_, frames, at(s.frames_, m.leading, hidden));
     meet();
     blocks(in.num_segments * period, [&](int64_t row, int64_t n) {
       for (int64_t i = row; i < row + n; ++i) {
         const int64_t frame = i % period - m.leading;
         char* x = at(s.frames_, i, hidden);
-        0 <= frame && frame < in.frames ? gelu(x, hidden) : static_cast<void>(std::memset(x, 0, hidden * size));
+        0 <= frame && frame < sound.frames ? gelu(x, hidden) : static_cast<void>(std::memset(x, 0, hidden * size));
       }
     });
     meet();
@@ -84,13 +113,20 @@ struct EncoderPass::Thread : PassThread {
     meet();
   }
 
+  // The convolved row of a segment that row `i` is.
+  int64_t convolved_row(int64_t i) const {
+    if (i < convolved - kLastRows) return i;
+    return i >= length - kLastRows ? convolved - length + i : convolved - kLastRows - 1;
+  }
+
   // x = gelu(convolved) + positions, without the rows between segments.
   void place() {
     blocks(all_rows, [&](int64_t row, int64_t n) {
       for (int64_t i = row; i < row + n; ++i) {
-        char* from = at(s.branch_, i + i / length, hidden);
-        gelu(from, hidden);
-        add(from, static_cast<const char*>(m.positions) + i % length * hidden * size, at(s.x_, i, hidden), 1);
+        char* x = at(s.x_, i, hidden);
+        std::memcpy(x, at(s.branch_, i / length * (convolved + 1) + convolved_row(i % length), hidden), hidden * size);
+        gelu(x, hidden);
+        add(x, static_cast<const char*>(m.positions) + i % length * hidden * size, x, 1);
       }
       ready(m.layers[0].attn_norm, at(s.x_, row, hidden), row, n);
     });
@@ -169,10 +205,12 @@ void EncoderPass::run(const EncoderInput& in) {
     wanted.add(in.wanted, keys);
   }
   const AttentionPlan plan = all.plan(), last_plan = wanted.plan_in(plan.workspace);
+  const Sound sound = sound_of(in);
   std::atomic<int64_t>* counters = counters_.restart();
   parallel([&](int index, int count) {
     const bool apart = m_.layers[0].qkv.in_panels() && count > 1 && in.num_segments * length >= kOwnRows * count;
-    Thread{{{m_.dtype, m_.conv1}, index, count, counters, apart}, *this, m_, in, plan, last_plan}.encode();
+    Thread{{{m_.dtype, m_.conv1}, index, count, counters, apart}, *this, m_, in, sound, plan,
+           last_plan}.encode();
   });
 }
 

@@ -52,11 +52,17 @@ class EncoderPass {
 
  private:
   struct Thread;
+  // What the convolutions see of a segment.
+  struct Sound {
+    const void* mels;  // as EncoderInput's
+    int64_t frames;
+  };
+  Sound sound_of(const EncoderInput& in);
   void reserve(const EncoderInput& in);
 
   const EncoderWeights m_;
   std::mutex busy_;
-  Aligned<char> frames_, x_, y_, branch_, qkv_, hidden_;
+  Aligned<char> mels_, frames_, x_, y_, branch_, qkv_, hidden_;
   PassOperand rows_, wide_;
   PassCounters counters_;
 };

@@ -99,6 +99,26 @@ def test_a_segment_and_a_row_are_the_same_in_any_company(dtype, isa):
         assert torch.equal(alone[0, :wanted], together[i])
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["centred", "causal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_silence_at_the_end_changes_no_bit(dtype, causal, isa, poison, with_threads):
+    """Of frames that are all the same up to the end only a few are convolved; beside a segment without such all of them are."""
+    bound = bind(build(dtype, causal))
+    frames = 2 * CONFIG.max_positions
+    lengths, generator = torch.full((2,), CONFIG.max_positions), torch.Generator().manual_seed(1)
+    for sounding in (0, 1, 2, 37, 60, 108, 109, 110, 111, 119, 120):
+        mels = torch.randn(2, CONFIG.num_mel_bins, frames, generator=generator)
+        mels[0, :, sounding:] = -1.5
+        if sounding == 60:
+            mels[1, :, 80:] = 0.0  # silent sooner or later
+        all_of_both = torch.cat((mels, torch.randn(1, CONFIG.num_mel_bins, frames, generator=generator)))
+        expected = bound(all_of_both, frames // 2, lengths[:1].expand(3), 0)
+        for threads in (1, 3):
+            both = with_threads(threads, lambda m=mels: bound(m, frames // 2, lengths, 0))
+            alone = with_threads(threads, lambda m=mels: bound(m[:1], frames // 2, lengths[:1], 0))
+            assert torch.equal(both, expected[:2]) and torch.equal(alone, expected[:1]), sounding
+
+
 def test_the_encoder_is_one_call_where_there_are_vectors(isa):
     network, (mels, wanted, lengths, block) = build(torch.float32, False, final_norm=False), mels_of("whole")
     with ak.operator.count_calls() as calls:

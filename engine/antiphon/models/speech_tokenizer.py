@@ -66,7 +66,8 @@ class SpeechTokenizer:
         tokens = num_tokens(max(len(segment) for segment in segments))
         frames = tokens * SAMPLES_PER_TOKEN_IN // HOP
         mels = [log_mel(s.to(self.device), w, min(w // HOP, frames)) for s, w in zip(segments, widths)]
-        return torch.stack([F.pad(mel, (0, frames - mel.shape[1])) for mel in mels])
+        mels = [F.pad(mel, (0, frames - mel.shape[1])) if mel.shape[1] < frames else mel for mel in mels]
+        return mels[0][None] if len(mels) == 1 else torch.stack(mels)  # one alone is not copied
 
     def pooled(self, mels: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Vectors before quantisation: [N, 128, 2T] of segments of ``lengths`` samples -> [N, T / 4, d]."""
