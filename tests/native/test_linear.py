@@ -105,7 +105,7 @@ WIDE_SHAPES = [
     (150, 102, 4640, 149),  # one that does not stay in a cache: two panels at a time, three short chunks
     (142, 810, 4640, 142),  # of one thread six at a time, then two
     (41, 45, 299, 18),  # no whole words, no whole vectors, of vectors one block and three
-    (1060, 34, 72, 1050),  # more rows than pass by a panel of W for vectors
+    (1060, 34, 72, 1050),  # more rows than pass by a panel of W for vectors, three times
 ]
 
 

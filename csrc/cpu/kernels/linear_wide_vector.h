@@ -23,9 +23,9 @@ constexpr int64_t row_columns(int64_t k) {
   return wide_columns(sizeof(T) == sizeof(float) ? DType::f32 : DType::bf16, k);
 }
 
-constexpr int kPanelVectors = VF == 16 ? 3 : 2;            // of outputs
-constexpr int64_t kVectorPanel = kPanelVectors * VF;       // outputs that all rows of x pass by
-constexpr int64_t kVectorRows = 1024;                      // of x at a time: their sums stay in the second-level cache
+constexpr int kPanelVectors = VF == 16 ? 3 : 2;       // of outputs
+constexpr int64_t kVectorPanel = kPanelVectors * VF;  // outputs that all rows of x pass by
+constexpr int64_t kVectorRows = 512;                  // of x at a time: a chunk and sums stay in the second-level cache
 template <class T>
 constexpr int kRowsOfX = VF == 8 && kWordColumns<T> == 2 ? 4 : 6;  // bfloat16 in halves takes registers
 template <class T>
