@@ -50,8 +50,8 @@ struct FlowPass::Thread : PassThread {
   void modulate(size_t layer) {
     if (evaluation > 0) return;
     PassThread together{format, index, count, next++};
-    together.linear(layer < m.layers.size() ? m.layers[layer].modulation : m.final_modulation, in.modulation, s.tokens_,
-           in.evaluations() * tokens, modulations(layer).data());
+    together.linear(layer < m.layers.size() ? m.layers[layer].modulation : m.final_modulation, in.modulation,
+                    s.tokens_, in.evaluations() * tokens, modulations(layer).data());
   }
 
   // Kept for the evaluations that follow, if any do; else those of three layers, for while one thread makes the next
@@ -141,7 +141,10 @@ struct FlowPass::Thread : PassThread {
     rotate();
     if (ends) return store(i);
     attend(i);
-    if (!in.out) store(i), meet();
+    if (!in.out) {
+      store(i);
+      meet();
+    }
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
     wait();
     project(w.proj, s.y_, s.branch_);

@@ -83,8 +83,8 @@ struct PassThread {
   // Rows that are this thread's where threads work apart.
   Range own_rows(int64_t num_rows) const { return partition(num_rows, 1, index, count); }
 
-  // f(first, n) for blocks of up to 16 of the rows, none with parts of more than one token beside whole ones; a kernel
-  // that f calls does its block alone.
+  // f(first, n) for blocks of up to 16 of the rows; a kernel that f calls does its block alone. A block begins with a token,
+  // or is of one alone.
   template <class F>
   void blocks(int64_t num_rows, const F& f) {
     if (!apart) {

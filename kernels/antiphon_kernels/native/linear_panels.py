@@ -9,18 +9,13 @@ from .. import _native
 from ..linear_panels import linear_panels, num_inputs
 from ..weights_memory import WeightsMemory
 from .arguments import DTYPES, are
-from .network_pass import chosen
+from .network_pass import chosen, reads_panels
 
 
 def prefers() -> bool:
     """True where networks of many rows are faster with weights in panels and run natively: with vectors, for tiles have their own
     ways."""
     return chosen() and _native.isa() != "amx"
-
-
-def is_of_this_isa(panels: torch.Tensor) -> bool:
-    """Whether panels are of the size that the instruction set in use makes."""
-    return panels.ndim == 3 and panels.shape[2] == _native.panel_outputs() and panels.is_contiguous()
 
 
 def pack_native(weight: torch.Tensor, memory: WeightsMemory) -> torch.Tensor | None:
@@ -46,7 +41,7 @@ def unpack_native(panels: torch.Tensor, outputs: int) -> torch.Tensor:
 
 
 def supports(x, panels, bias) -> bool:
-    return x.dtype in DTYPES and panels.dtype == x.dtype and are(x.dtype, bias) and is_of_this_isa(panels)
+    return x.dtype in DTYPES and panels.dtype == x.dtype and are(x.dtype, bias) and reads_panels(panels)
 
 
 @linear_panels.backend("native", devices=("cpu",), supports=supports)

@@ -52,6 +52,12 @@ def in_panels(weight: Tensor) -> bool:
     return weight.ndim == 3
 
 
+def reads_panels(panels: Tensor) -> bool:
+    """Whether they are panels of the size that the instruction set in use makes, and it reads them: tiles do not."""
+    sizes_fit = in_panels(panels) and panels.shape[2] == _native.panel_outputs()
+    return sizes_fit and panels.is_contiguous() and _native.isa() != "amx"
+
+
 def _num_inputs(dense: Dense) -> int:
     if in_panels(dense.weight):
         return inputs_of_panels(dense.weight)
@@ -61,7 +67,7 @@ def _num_inputs(dense: Dense) -> int:
 def _fits(dense: Dense, dtype: torch.dtype) -> bool:
     """Whether the weight, plain, in panels or compact, is one of maps in ``dtype``."""
     if in_panels(dense.weight):
-        return are(dtype, dense.weight) and dense.weight.shape[2] == _native.panel_outputs() and _native.isa() != "amx"
+        return dense.weight.dtype == dtype and reads_panels(dense.weight)
     if dense.codes is None:
         return dense.weight.dtype == dtype and has_rows(dense.weight)
     return dtype == torch.bfloat16 and are(torch.uint8, dense.weight) and are(torch.int32, dense.codes)
