@@ -13,7 +13,7 @@ native_sources := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc
 run := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint native sanitize clean
+.PHONY: demo test lint native sanitize races clean
 
 demo: $(VENV)/.ready
 	$(run) examples/demo.py
@@ -42,6 +42,22 @@ sanitize: $(VENV)/.ready
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
 		PYTHONPATH="$(CURDIR)/$(sanitizer)/package" $(run) -m pytest -n $(JOBS) --dist worksteal tests/native
+
+# Passes whose threads have rows of their own, under ThreadSanitizer: three minutes. By hand, after changes to them: it cannot run
+# on every kernel.
+racing := build/races
+races: $(VENV)/.ready
+	$(run) -m pip install --quiet pybind11 cmake ninja
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(racing) -G Ninja -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" \
+		-DANTIPHON_SANITIZE=thread \
+		-DPython_EXECUTABLE="$(CURDIR)/$(run)" -Dpybind11_DIR="$$($(run) -m pybind11 --cmakedir)"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(racing)
+	rm -rf $(racing)/package && cp -r kernels $(racing)/package
+	cp $(racing)/_native*.so $(racing)/package/antiphon_kernels/
+	LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=1 \
+		TSAN_OPTIONS="suppressions=$(CURDIR)/tests/native/races.supp exitcode=66" \
+		PYTHONPATH="$(CURDIR)/$(racing)/package" $(run) -m pytest -q tests/native/test_flow_pass.py \
+		tests/native/test_encoder_pass.py -k "panels or silence or fills"
 
 $(VENV)/.torch:
 	@test -n "$(PYTHON)" || { echo "Antiphon needs Python 3.10 to 3.13; none is on PATH (set PYTHON=...)" >&2; exit 1; }
