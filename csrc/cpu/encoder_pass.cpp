@@ -82,7 +82,7 @@ struct EncoderPass::Thread : PassThread {
     kernel.gather_add({dtype, x, y, nullptr, to, n, hidden}, 0, 1);
   }
 
-  void gelu(char* x, int64_t elements) const { kernel.gelu({dtype, x, x, elements, false}, 0, 1); }
+  void gelu(const char* x, char* to, int64_t elements) const { kernel.gelu({dtype, x, to, elements, false}, 0, 1); }
 
   // y = norm(x), packed.
   void ready(const PassVectors& norm, const char* x, int64_t row, int64_t n) const {
@@ -102,7 +102,7 @@ struct EncoderPass::Thread : PassThread {
       for (int64_t i = row; i < row + n; ++i) {
         const int64_t frame = i % period - m.leading;
         char* x = at(s.frames_, i, hidden);
-        0 <= frame && frame < sound.frames ? gelu(x, hidden) : static_cast<void>(std::memset(x, 0, hidden * size));
+        0 <= frame && frame < sound.frames ? gelu(x, x, hidden) : static_cast<void>(std::memset(x, 0, hidden * size));
       }
     });
     meet();
@@ -124,8 +124,7 @@ struct EncoderPass::Thread : PassThread {
     blocks(all_rows, [&](int64_t row, int64_t n) {
       for (int64_t i = row; i < row + n; ++i) {
         char* x = at(s.x_, i, hidden);
-        std::memcpy(x, at(s.branch_, i / length * (convolved + 1) + convolved_row(i % length), hidden), hidden * size);
-        gelu(x, hidden);
+        gelu(at(s.branch_, i / length * (convolved + 1) + convolved_row(i % length), hidden), x, hidden);
         add(x, static_cast<const char*>(m.positions) + i % length * hidden * size, x, 1);
       }
       ready(m.layers[0].attn_norm, at(s.x_, row, hidden), row, n);
