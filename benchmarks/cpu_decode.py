@@ -1,8 +1,9 @@
 """Decode steps on the CPU against its memory: ``python -m benchmarks.cpu_decode --json OUT``.
 
 Measures the read bandwidth of the machine (all native threads, a buffer far larger than the caches in pages of 2 MB,
-which read faster than small ones) and the native decode step of a synthetic dual-head model in turn, for bf16 (plain and compact), int8 and int4 weights at batch 1, 2, 4 and 8. Only bytes
-that a step must read are counted: every matrix, its scales and the cached keys and values of each sequence.
+which read faster than small ones) and the native decode step of a synthetic dual-head model in turn, for bf16 (plain and compact), int8 and
+int4 weights, and the same bf16 weights in a float32 model (plain and compact), at batch 1, 2, 4 and 8. Only bytes that a step must read are
+counted: every matrix, its scales and the cached keys and values of each sequence.
 """
 
 from __future__ import annotations
@@ -34,15 +35,21 @@ from antiphon_kernels.weights_memory import WeightsMemory
 from .report import add_json_option, publish, table
 
 CONFIGS = {"1b": one_billion, "0.5b": half_billion}
-QUANTIZE = {"compact": compact, "int8": quantize_int8, "int4": quantize_int4}
-SCHEMES = ["bf16", *QUANTIZE]
+QUANTIZE = {"compact": compact, "int8": quantize_int8, "int4": quantize_int4, "fp32-compact": compact}
+SCHEMES = ["bf16", "compact", "int8", "int4"]
+FLOAT32 = ["fp32", "fp32-compact"]
 COLUMNS = ("scheme", "batch", "bandwidth_gbs", "step_ms", "spread_ms", "read_gb", "decode_gbs", "share", "steps_per_s")
 
 
+def working_dtype(scheme: str) -> torch.dtype:
+    """Of everything that is no matrix."""
+    return torch.float32 if scheme in FLOAT32 else torch.bfloat16
+
+
 def synthetic_weights(c: LlmConfig, scheme: str) -> dict[str, torch.Tensor]:
-    """Packed weights of the model's shapes, where loading puts them: those of bfloat16 in large pages, integers in a mapped file.
+    """Packed weights of the model's shapes, where loading puts them: floats in large pages, integers in a mapped file.
     Values repeat one block of noise, which changes no time."""
-    memory = WeightsMemory()
+    memory, dtype = WeightsMemory(), working_dtype(scheme)
     noise = torch.randn(1 << 20).to(torch.bfloat16)
     h, i, v = c.hidden_size, c.intermediate_size, c.vocab_size
     weights: dict[str, torch.Tensor] = {}
@@ -52,6 +59,8 @@ def synthetic_weights(c: LlmConfig, scheme: str) -> dict[str, torch.Tensor]:
         weight = noise.repeat(-(-count // len(noise)))[:count].view(shape) / shape[-1] ** 0.5
         if scheme in QUANTIZE and len(shape) > 1 and name.endswith(("weight", "gate_up", "down", "head")):
             weight, weights[f"{name}.scale"] = QUANTIZE[scheme](weight)
+        if weight.dtype == torch.bfloat16:
+            weight = weight.to(dtype)
         if scheme not in ("int8", "int4"):
             weight = memory.empty(tuple(weight.shape), weight.dtype).copy_(weight)
         weights[name] = weight
@@ -64,10 +73,10 @@ def synthetic_weights(c: LlmConfig, scheme: str) -> dict[str, torch.Tensor]:
         put(f"{prefix}.o_weight", branches, h, h)
         put(f"{prefix}.gate_up", branches, 2 * i, h)
         put(f"{prefix}.down", branches, h, i)
-        weights[f"{prefix}.qkv_bias"] = torch.zeros(branches, c.qkv_size, dtype=torch.bfloat16)
+        weights[f"{prefix}.qkv_bias"] = torch.zeros(branches, c.qkv_size, dtype=dtype)
         for norm in ("input_norm", "post_norm"):
-            weights[f"{prefix}.{norm}"] = torch.ones(branches, h, dtype=torch.bfloat16)
-    weights["final_norm"] = torch.ones(2, h, dtype=torch.bfloat16)
+            weights[f"{prefix}.{norm}"] = torch.ones(branches, h, dtype=dtype)
+    weights["final_norm"] = torch.ones(2, h, dtype=dtype)
     put("embed", v, h)
     put("lm_head", v, h)
     put("audio_head", v, h)
@@ -126,9 +135,8 @@ def measure(
 
     weights = synthetic_weights(c, scheme)
     model = DualQwen(c, weights)
-    kv = allocate(
-        c, sizes_for(c, max(batches) * -(-context // PAGE_SIZE) * PAGE_SIZE), torch.bfloat16, torch.device("cpu")
-    )
+    sizes = sizes_for(c, max(batches) * -(-context // PAGE_SIZE) * PAGE_SIZE)
+    kv = allocate(c, sizes, working_dtype(scheme), torch.device("cpu"))
     step = DecodeStep(model, kv.trunk, kv.upper, c.num_text_layers, c.num_audio_layers)
     rows = []
     for batch in batches:
@@ -153,7 +161,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=CONFIGS, default="1b")
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
+    parser.add_argument("--schemes", nargs="+", choices=[*SCHEMES, *FLOAT32], default=SCHEMES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--context", type=int, default=128, help="positions of each sequence")
     parser.add_argument("--repeats", type=int, default=15)

@@ -122,7 +122,7 @@ def main() -> None:
         config = replace(config, num_layers=options.layers, num_trunk_layers=max(1, options.layers - 1))
     hf = hf_weights(config)
     longest = max(options.prompt, options.context + options.steps)
-    compact = prefers_compact() if COMPACT[options.compact] is None else COMPACT[options.compact]
+    compact = prefers_compact(torch.bfloat16) if COMPACT[options.compact] is None else COMPACT[options.compact]
     ours, theirs = Antiphon(config, hf, max(options.batches), longest, compact), Transformers(config, hf)
     differences, versions = {"transformers": check(ours, theirs)}, {"transformers": theirs.version}
     rows = compare(ours, theirs, options)

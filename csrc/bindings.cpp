@@ -65,16 +65,16 @@ void widen_compact(Address weight, Address codes, Address out, int64_t rows, int
   launch(kernels().compact_widen, CompactWidenArgs{at<uint8_t>(weight), at<int32_t>(codes), at<bf16>(out), rows, k});
 }
 
-void linear_compact(Address x, int64_t x_stride, Address weight, Address codes, Address bias, Address out,
+void linear_compact(int dtype, Address x, int64_t x_stride, Address weight, Address codes, Address bias, Address out,
                     int64_t num_rows, int64_t split, int64_t n, int64_t k) {
-  launch(kernels().linear_compact, LinearCompactArgs{at<bf16>(x), x_stride, at<uint8_t>(weight), at<int32_t>(codes),
-                                                     at<bf16>(bias), at<bf16>(out), num_rows, split, n, k});
+  launch(kernels().linear_compact, LinearCompactArgs{static_cast<DType>(dtype), at(x), x_stride, at<uint8_t>(weight),
+                                                     at<int32_t>(codes), at(bias), at(out), num_rows, split, n, k});
 }
 
-void linear_compact_wide(Address x, int64_t x_stride, Address weight, Address codes, Address bias, Address out,
-                         Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
+void linear_compact_wide(int dtype, Address x, int64_t x_stride, Address weight, Address codes, Address bias,
+                         Address out, Address workspace, int64_t num_rows, int64_t split, int64_t n, int64_t k) {
   std::atomic<int64_t> next{0};
-  const LinearWideArgs args{DType::bf16, at(x), x_stride, nullptr, 0, at(bias), at(out), at(workspace),
+  const LinearWideArgs args{static_cast<DType>(dtype), at(x), x_stride, nullptr, 0, at(bias), at(out), at(workspace),
                             &next, num_rows, split, n, k};
   launch(kernels().linear_wide_pack, args);
   launch(kernels().linear_compact_wide, LinearCompactWideArgs{args, at<uint8_t>(weight), at<int32_t>(codes)});
@@ -298,7 +298,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("compact_pack", &pack_compact);
   m.def("compact_widen", &widen_compact);
   m.def("linear_compact", &linear_compact);
-  m.def("linear_compact_wide", &linear_compact_wide, "With tiles only; any number of rows.");
+  m.def("linear_compact_wide", &linear_compact_wide, "Any number of rows.");
   m.def("linear_int8", &linear_int8);
   m.def("linear_int4", &linear_int4);
   m.def("linear_planes_bytes", &linear_planes_bytes, "Bytes of the workspace of the wide quantised kernels.");

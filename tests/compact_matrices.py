@@ -32,4 +32,4 @@ def matrix(
 
 def bits(weight: torch.Tensor) -> torch.Tensor:
     """What is compared where NaN must stay NaN, and which one."""
-    return weight.view(torch.int16)
+    return weight.view(torch.int16 if weight.dtype == torch.bfloat16 else torch.int32)

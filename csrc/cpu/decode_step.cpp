@@ -81,9 +81,8 @@ struct DecodeStep::Thread {
                                                next});
     else if (w.format == Format::compact)
       phase(kernel.linear_compact,
-            LinearCompactArgs{reinterpret_cast<const bf16*>(x), k, static_cast<const uint8_t*>(w.weight),
-                              static_cast<const int32_t*>(w.scale), static_cast<const bf16*>(bias),
-                              static_cast<bf16*>(out), rows, split, n, k, next});
+            LinearCompactArgs{m.dtype, x, k, static_cast<const uint8_t*>(w.weight), static_cast<const int32_t*>(w.scale),
+                              bias, out, rows, split, n, k, next});
     else
       phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, k, bias, out, rows, split, n, k, next});
   }

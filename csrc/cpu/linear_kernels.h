@@ -81,13 +81,15 @@ inline int64_t linear_wide_workspace(int64_t num_rows, int64_t split, int64_t k)
 constexpr int64_t kCompactGroup = 128, kCompactGroupBytes = 192;
 constexpr int64_t kCompactTableWords = 4;
 
+// Rows of float32 meet the same weights, widened.
 struct LinearCompactArgs {
-  const bf16* x;          // [num_rows, k], rows x_stride apart; num_rows <= kMaxSkinnyRows
+  DType dtype;            // of x, bias and out
+  const void* x;          // [num_rows, k], rows x_stride apart; num_rows <= kMaxSkinnyRows
   int64_t x_stride;
   const uint8_t* weight;  // [branches, n, k * 3 / 2]
   const int32_t* codes;
-  const bf16* bias;       // [branches, n] or null
-  bf16* out;              // [num_rows, n]
+  const void* bias;       // [branches, n] or null
+  void* out;              // [num_rows, n]
   int64_t num_rows, split, n, k;
   std::atomic<int64_t>* next = nullptr;
 };

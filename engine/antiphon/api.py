@@ -35,7 +35,7 @@ class KimiAudio:
         speech_tokenizer: folder or hub name of the GLM-4-Voice tokenizer, if it is not inside the model folder.
         draft: on a CPU, ``int8``, ``int4`` or a folder made by ``antiphon quantize``: the same tokens at less cost, for
             more memory (docs/quantisation.md).
-        compact: on a CPU, hold bfloat16 matrices in 12 bits a weight, without loss; False: as they are.
+        compact: on a CPU, hold matrices of a bfloat16 checkpoint in 12 bits a weight, without loss; False: as they are.
             Default: where it decodes faster.
 
     Raises:

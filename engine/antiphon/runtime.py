@@ -111,7 +111,7 @@ def load_runtime(
         draft: ``int8``, ``int4`` or the folder of a converted checkpoint: quantised matrices beside the model's own
             propose tokens, which the model checks several at a time; the tokens stay the same. On a CPU only.
         compact: hold bfloat16 matrices without loss in 12 bits a weight, so that a CPU reads three quarters of the bytes in
-            decoding; the results are the same bits. None: where that pays. False: all matrices, those of the other networks
+            decoding, three eighths in float32; the results are the same bits. None: where that pays. False: all matrices, those of the other networks
             as well, lie as they are stored.
 
     Raises:

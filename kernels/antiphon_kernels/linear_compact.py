@@ -6,8 +6,8 @@ Trained weights of a matrix lie within a few powers of two, so of the upper byte
 exponent) sixteen make up nearly all. A weight is its lower byte and a code of 4 bits for its upper one; a weight whose upper
 byte has no code is an escape, listed apart.
 
-Shapes: x bfloat16 [T, in], in a multiple of 128; weight uint8 [B, out, in * 3 / 2]; codes int32 [N]; bias bfloat16 [B, out] or
-None; result bfloat16 [T, out]: that of ``linear`` with the plain weights.
+Shapes: x bfloat16 or float32 [T, in], in a multiple of 128; weight uint8 [B, out, in * 3 / 2]; codes int32 [N]; bias [B, out] or
+None and result [T, out] in x's dtype: that of ``linear`` with the plain weights, for float32 rows those widened.
 
 A row of ``weight`` is in / 128 groups of 192 bytes, each of 128 columns: 128 lower bytes, then 64 bytes of codes.
 

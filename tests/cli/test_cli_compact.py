@@ -39,17 +39,20 @@ def test_it_is_no_option_of_a_file(tmp_path):
 
 @pytest.mark.skipif(not native.available, reason="native module not built")
 def test_the_same_answer(run):
-    """The demo model's, in bfloat16, from the command line."""
-    argv = ("chat", "--model", MODEL, "--text", "what is one plus two", "--dtype", "bfloat16", "--compact")
-    on, off = run(*argv, "on"), run(*argv, "off")
-    assert on.code == off.code == 0 and on.out == off.out != "\n"
+    """The demo model's, in either dtype, from the command line."""
+    for dtype in ("bfloat16", "float32"):
+        argv = ("chat", "--model", MODEL, "--text", "what is one plus two", "--dtype", dtype, "--compact")
+        on, off = run(*argv, "on"), run(*argv, "off")
+        assert on.code == off.code == 0 and on.out == off.out != "\n"
 
 
-def test_refusals(run):
-    """With a model that works in float32, as small ones do by default; and a word that it does not know."""
-    result = run("chat", "--model", MODEL, "--text", "hi", "--compact", "on")
+@pytest.mark.skipif(not native.available, reason="native module not built")
+def test_refusals(run, tmp_path):
+    """With a converted model, which has no matrix in bfloat16; and a word that it does not know."""
+    assert run("quantize", MODEL, tmp_path / "int8", "--scheme", "int8").code == 0
+    result = run("chat", "--model", tmp_path / "int8", "--text", "hi", "--compact", "on")
     lines = result.err.splitlines()
     assert result.code == 2 and result.out == "" and len(lines) == 1
-    assert lines[0].startswith("antiphon: error: compact weights are bfloat16") and "float32" in lines[0]
+    assert lines[0].startswith("antiphon: error: compact weights are bfloat16") and "int8 layers and int8 heads" in lines[0]
     result = run("chat", "--model", MODEL, "--text", "hi", "--compact", "maybe")
     assert result.code == 2 and result.out == "" and "'maybe'" in result.err and "auto" in result.err

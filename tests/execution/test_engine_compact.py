@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from engine_outcome import REQUESTS, Outcome
+from safetensors.torch import load_file, save_file
 
-from antiphon.checkpoint import load_model_config
+from antiphon.checkpoint import load_llm, load_model_config
 from antiphon.checkpoint.compact import resolve_compact
 from antiphon.checkpoint.quantize import quantize_checkpoint
 from antiphon.draft import draft_bytes
@@ -90,10 +94,29 @@ def test_the_same_answers_without_tiles(tiny, isa):
         _native.set_isa(before)
 
 
+def test_the_same_answers_in_float32(tiny):
+    """Of the checkpoint's bfloat16 weights, three eighths of the bytes. With AMX many plain rows are PyTorch's, which sums in another
+    order, so not there."""
+    if _native.isa() in ("amx", "scalar"):
+        pytest.skip("many rows of plain float32 weights are PyTorch's")
+    plain, compact = (load(tiny, compact, dtype="float32") for compact in (False, True))
+    answers_are_the_same(plain, replace(plain, llm=compact.llm), REQUESTS)
+    matrices = {name.removesuffix(".scale") for name in compact.llm.weights if name.endswith(".scale")}
+    assert all(compact.llm.weights[name].nbytes * 8 == plain.llm.weights[name].nbytes * 3 for name in matrices)
+    assert all(torch.equal(t, plain.llm.weights[name]) for name, t in compact.llm.weights.items() if t.dtype == torch.float32)
+
+
 def test_the_same_answers_on_the_reference_operators(plain, compact):
     """A backend that is chosen later widens at every call, and that is all."""
     with use_backend("reference"):
         same(Outcome(compact, REQUESTS[:2], 1), Outcome(plain, REQUESTS[:2], 1))
+
+
+def test_float32_on_the_reference_operators(tiny):
+    models = [load(tiny, compact, dtype="float32", load_detokenizer=False) for compact in (True, False)]
+    texts = [r for r in REQUESTS if r.output_type == "text"][:2]
+    with use_backend("reference"):
+        same(*(Outcome(model, texts, 1) for model in models))
 
 
 @pytest.mark.parametrize("draft", ["int8", "int4", "bfloat16", "folder"])
@@ -130,17 +153,26 @@ def test_what_is_held(plain, compact):
 
 def test_heads_of_a_converted_checkpoint(converted):
     """Its int8 layers stay; bfloat16 heads become compact."""
-    ours, theirs = (load(converted / "bfloat16", compact) for compact in (True, False))
-    assert schemes(ours.llm) == {"int8", "compact"} and schemes(theirs.llm) == {"int8", "plain"}
-    assert ours.llm.lm_head.scheme == ours.llm.audio_head.scheme == "compact"
-    same(Outcome(ours, REQUESTS[:3], 8), Outcome(theirs, REQUESTS[:3], 8))
+    for dtype in ("bfloat16", "float32"):
+        ours, theirs = (load(converted / "bfloat16", compact, dtype=dtype) for compact in (True, False))
+        assert schemes(ours.llm) == {"int8", "compact"} and schemes(theirs.llm) == {"int8", "plain"}
+        assert ours.llm.lm_head.scheme == ours.llm.audio_head.scheme == "compact"
+        same(Outcome(replace(theirs, llm=ours.llm), REQUESTS[:3], 8), Outcome(theirs, REQUESTS[:3], 8))
+
+
+def test_scales_of_a_converted_checkpoint_stay(tmp_path, tiny):
+    """Those of int4 are bfloat16 whatever the model works in."""
+    quantize_checkpoint(load_model_config(tiny), tmp_path / "int4", "int4", heads="bfloat16")
+    ours, theirs = (load(tmp_path / "int4", compact, dtype="float32", load_detokenizer=False) for compact in (True, False))
+    assert ours.llm.trunk[0].qkv.scale.dtype == torch.bfloat16 and schemes(ours.llm) == {"int4", "compact"}
+    same(*(Outcome(model, [r for r in REQUESTS if r.output_type == "text"][:2], 8) for model in (ours, theirs)))
 
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_by_default_where_it_pays(tiny, monkeypatch, pays):
-    monkeypatch.setattr(native, "prefers_compact", lambda many_rows=False: pays)
-    assert schemes(load(tiny, None).llm) == {"compact" if pays else "plain"}
-    assert schemes(load(tiny, None, dtype="float32").llm) == {"plain"}
+    monkeypatch.setattr(native, "prefers_compact", lambda dtype, many_rows=False: pays and not many_rows)
+    for dtype in ("bfloat16", "float32"):
+        assert schemes(load(tiny, None, dtype=dtype).llm) == {"compact" if pays else "plain"}
     assert schemes(load(tiny, False).llm) == {"plain"} and schemes(load(tiny, True).llm) == {"compact"}
 
 
@@ -151,23 +183,39 @@ def test_a_width_without_whole_groups_stays_plain(demo):
     assert schemes(model) == {"plain", "compact"}
 
 
-def test_what_cannot_be(tiny, converted, monkeypatch):
+@pytest.fixture(scope="module")
+def stored_in_float32(tmp_path_factory, tiny):
+    """The checkpoint with one vector in float32."""
+    folder = tmp_path_factory.mktemp("float32") / "model"
+    shutil.copytree(tiny, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_what_cannot_be(tiny, converted, stored_in_float32, monkeypatch):
     """Asked for it is an error that says what would do; left to itself it is not tried, whatever would pay."""
     config = load_model_config(tiny)
     quantised = load_model_config(converted / "int8")
-    with pytest.raises(ConfigError, match="float32.*dtype='bfloat16'"):
-        load(tiny, True, dtype="float32")
+    wide = load_model_config(stored_in_float32)
+    with pytest.raises(ConfigError, match="weights in float32 that torch.float32 keeps; use dtype='bfloat16'"):
+        resolve_compact(True, wide, torch.float32, CPU)
+    with pytest.raises(ConfigError, match="weights in float32"):
+        load_llm(wide, torch.float32, compact=True)
+    assert resolve_compact(True, wide, torch.bfloat16, CPU)
     with pytest.raises(ConfigError, match="int8 layers and int8 heads.*official checkpoint"):
         load(converted / "int8", True)
     with pytest.raises(ConfigError, match="'cuda'.*device='cpu'"):
         resolve_compact(True, config, torch.bfloat16, torch.device("cuda"))
-    monkeypatch.setattr(native, "prefers_compact", lambda many_rows=False: True)
+    monkeypatch.setattr(native, "prefers_compact", lambda dtype, many_rows=False: True)
     assert resolve_compact(None, config, torch.bfloat16, CPU)
     assert not resolve_compact(None, config, torch.bfloat16, torch.device("cuda"))
-    assert not resolve_compact(None, config, torch.float32, CPU)
+    assert resolve_compact(None, config, torch.float32, CPU) and not resolve_compact(None, wide, torch.float32, CPU)
     assert not resolve_compact(None, quantised, torch.bfloat16, CPU)
     with_heads = load_model_config(converted / "bfloat16")
     assert not resolve_compact(None, with_heads, torch.bfloat16, CPU)  # pages of its file
+    assert resolve_compact(None, with_heads, torch.float32, CPU)  # which float32 would copy
     assert resolve_compact(True, with_heads, torch.bfloat16, CPU)
     monkeypatch.setattr(native, "available", False)
     with pytest.raises(ConfigError, match="native operators.*builds them"):

@@ -184,20 +184,28 @@ def compacted(model: DualQwen, kinds: tuple[str, ...]) -> DualQwen:
     return DualQwen(model.config, weights)
 
 
+def widened(model: DualQwen, dtype: torch.dtype) -> DualQwen:
+    """The model with everything in ``dtype`` but what is compact."""
+    kept = (torch.uint8, torch.int32)
+    return DualQwen(model.config, {name: w if w.dtype in kept else w.to(dtype) for name, w in model.weights.items()})
+
+
 MATRICES = ("qkv_weight", "o_weight", "gate_up", "down", "lm_head", "audio_head")
 
 
 @pytest.mark.parametrize("kinds", [MATRICES, ("gate_up", "audio_head")], ids=["all", "some"])
 @pytest.mark.parametrize("inner", [128, 80], ids=["whole groups", "a plain down"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_compact_weights_give_what_the_plain_ones_give(name, inner, kinds, isa, with_threads):
-    """The step's results, against those of the operators over the plain weights; a matrix that does not fit stays plain."""
+def test_compact_weights_give_what_the_plain_ones_give(name, dtype, inner, kinds, isa, with_threads):
+    """The step's results, against those of the operators over the plain weights, in float32 widened ones; a matrix that does not
+    fit stays plain."""
     config, layout = replace(CONFIG, hidden_size=128, intermediate_size=inner, head_dim=32), LAYOUTS[name]
-    plain = build_model(config, torch.bfloat16)
-    model = compacted(plain, kinds)
+    half = build_model(config, torch.bfloat16)
+    plain, model = widened(half, dtype), widened(compacted(half, kinds), dtype)
     assert model.trunk[0].gate_up.scheme == model.audio_head.scheme == "compact"
     assert (model.upper[0].down.scheme == "compact") == ("down" in kinds and inner == 128)
-    ours, theirs = pages(config, torch.bfloat16), pages(config, torch.bfloat16)
+    ours, theirs = pages(config, dtype), pages(config, dtype)
     count = layout.trunk.positions.shape[0]
     audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
     with ak.use_backend("native"):
@@ -228,16 +236,13 @@ def test_compact_weights_beside_quantised_ones(isa, with_threads):
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
-def test_compact_weights_are_of_bfloat16_models():
-    """Beside float32 vectors and pages there is no kernel for them."""
+def test_everything_beside_compact_weights_is_of_one_dtype():
     config = replace(CONFIG, hidden_size=128, head_dim=32)
-    half = build_model(config, torch.bfloat16)
-    model = compacted(half, ("o_weight",))
-    wide = {name: w if w.dtype in (torch.uint8, torch.int32) else w.float() for name, w in model.weights.items()}
-    kv = pages(config, torch.float32)
-    assert not available_for(DualQwen(config, wide), kv.trunk, kv.upper)
-    kv = pages(config, torch.bfloat16)
-    assert available_for(model, kv.trunk, kv.upper)
+    model = compacted(build_model(config, torch.bfloat16), ("o_weight",))
+    half, single = pages(config, torch.bfloat16), pages(config, torch.float32)
+    assert available_for(model, half.trunk, half.upper) and not available_for(model, single.trunk, single.upper)
+    wide = widened(model, torch.float32)
+    assert available_for(wide, single.trunk, single.upper) and not available_for(wide, half.trunk, half.upper)
 
 
 def test_refuses_what_it_cannot_run():

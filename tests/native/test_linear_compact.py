@@ -16,7 +16,8 @@ from antiphon_kernels.native import available, prefers_compact
 if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
-from antiphon_kernels.native.linear import wide_linear
+from antiphon_kernels import _native
+from antiphon_kernels.native.linear import MAX_ROWS, wide_linear
 from antiphon_kernels.native.linear_compact import launch
 
 SHAPES = [  # rows, out, in, split
@@ -49,7 +50,13 @@ def edges(rows: int, inputs: int) -> list[tuple[int, int]]:
     return list(dict.fromkeys(places))[: rows * inputs // 64]
 
 
-def build(rows: int, n: int, k: int, split: int):
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def dtype(request) -> torch.dtype:
+    """Of the rows: bfloat16, or float32, which meets the same weights widened."""
+    return request.param
+
+
+def build(rows: int, n: int, k: int, split: int, dtype: torch.dtype = torch.bfloat16):
     """x, plain weights, the same compact, bias; escapes are in every branch."""
     torch.manual_seed(rows * n + k)
     branches = 1 if split == rows else 2
@@ -57,7 +64,7 @@ def build(rows: int, n: int, k: int, split: int):
     packed, codes = packed_natively(weight)
     assert len(codes) > 5 + branches * n
     x, bias = torch.randn(rows, k), torch.randn(branches, n)
-    return x.bfloat16(), weight, packed, codes, bias.bfloat16()
+    return x.to(dtype), weight, packed, codes, bias.to(dtype)
 
 
 def packed_natively(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -71,6 +78,10 @@ def widened_natively(packed: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 
 def plain(x, weight, bias, split) -> torch.Tensor:
+    """With the weights in x's dtype. Of many float32 rows our kernel's own results, where the operator prefers PyTorch's."""
+    weight = weight.to(x.dtype)
+    if x.dtype == torch.float32 and max(split, len(x) - split) > MAX_ROWS and _native.isa() != "scalar":
+        return wide_linear(x, weight, bias, split)
     with ak.use_backend("native"):
         return linear(x, weight, bias, split)
 
@@ -83,7 +94,12 @@ def native(x, packed, codes, bias, split) -> torch.Tensor:
 def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
     """The same bits, or none of both: which NaN comes out of a sum is nobody's promise."""
     none = a.isnan()
-    return torch.equal(none, b.isnan()) and torch.equal(bits(a)[~none], bits(b)[~none])
+    return torch.equal(none, b.isnan()) and same_bits(a[~none], b[~none])
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Of either dtype."""
+    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
 
 
 class TestPacking:
@@ -137,8 +153,8 @@ class TestPacking:
 class TestFewRows:
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     @pytest.mark.parametrize("with_bias", [False, True])
-    def test_equals_the_plain_weights(self, shape, with_bias, isa, poison, with_threads):
-        (x, weight, packed, codes, bias), split = build(*shape), shape[3]
+    def test_equals_the_plain_weights(self, shape, with_bias, isa, dtype, poison, with_threads):
+        (x, weight, packed, codes, bias), split = build(*shape, dtype), shape[3]
         bias = bias if with_bias else None
         expected = plain(x, weight, bias, split)
         assert expected.isfinite().all()
@@ -146,22 +162,22 @@ class TestFewRows:
             with count_calls() as calls:
                 out = with_threads(threads, lambda: native(x, packed, codes, bias, split))
             assert calls["linear_compact", "native"] == 1 and not calls["linear", "native"]
-            assert torch.equal(bits(out), bits(expected)), threads
+            assert same_bits(out, expected), threads
 
     @pytest.mark.parametrize("n, k", [(75, 384), (250, 640)], ids=["rows", "runs"])
-    def test_every_number_of_rows(self, n, k, isa, with_threads):
-        x, weight, packed, codes, bias = build(16, n, k, 16)
+    def test_every_number_of_rows(self, n, k, isa, dtype, with_threads):
+        x, weight, packed, codes, bias = build(16, n, k, 16, dtype)
         for rows in range(1, 17):
             out = with_threads(1 + rows % 3, lambda rows=rows: native(x[:rows], packed, codes, bias, rows))
-            assert torch.equal(bits(out), bits(plain(x[:rows], weight, bias, rows))), rows
+            assert same_bits(out, plain(x[:rows], weight, bias, rows)), rows
 
-    def test_every_split(self, isa):
-        x, weight, packed, codes, bias = build(6, 40, 256, 2)
+    def test_every_split(self, isa, dtype):
+        x, weight, packed, codes, bias = build(6, 40, 256, 2, dtype)
         for split in range(7):
             assert torch.equal(native(x, packed, codes, bias, split), plain(x, weight, bias, split)), split
 
-    def test_unaligned_and_strided_inputs(self, isa):
-        x, weight, packed, codes, bias = build(5, 47, 384, 2)
+    def test_unaligned_and_strided_inputs(self, isa, dtype):
+        x, weight, packed, codes, bias = build(5, 47, 384, 2, dtype)
         expected = plain(x, weight, bias, 2)
         shifted = torch.cat((packed.new_zeros(1), packed.flatten()))[1:].view(packed.shape)
         rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :384]
@@ -169,16 +185,16 @@ class TestFewRows:
         for other in (rows_apart, columns_apart):
             assert torch.equal(native(other, shifted, codes, bias, 2), expected)
 
-    def test_a_row_full_of_escapes(self, isa):
+    def test_a_row_full_of_escapes(self, isa, dtype):
         """In the middle of a tile and in its first and last row: the others' results do not see them."""
         for row in (0, 15, 16, 20, 63):
             weight = matrix(64, 128, [(row, column) for column in range(128)])[None]
-            x = torch.randn(3, 128).bfloat16()
+            x = torch.randn(3, 128).to(dtype)
             assert torch.equal(native(x, *packed_natively(weight), None, 3), plain(x, weight, None, 3)), row
 
-    def test_numbers_of_every_kind(self, isa):
+    def test_numbers_of_every_kind(self, isa, dtype):
         """Zeros, denormals, infinities and NaN in rows of their own, by code and as escapes."""
-        weight, x = matrix(80, 256, edges(80, 256), COMMON[:14]), torch.randn(4, 256).bfloat16()
+        weight, x = matrix(80, 256, edges(80, 256), COMMON[:14]), torch.randn(4, 256).to(dtype)
         special = torch.tensor([0.0, -0.0, 1e-40, -1e-40, torch.inf, -torch.inf, torch.nan]).bfloat16()
         for row, value in enumerate(special):
             weight[3 * row, 5] = value  # few: escapes
@@ -189,29 +205,29 @@ class TestFewRows:
         assert expected.isnan().any() and expected.isinf().any() and (expected[:, 60:70] == 0).all()
         assert same_numbers(got, expected)
 
-    def test_no_rows(self, isa):
-        x, _, packed, codes, bias = build(4, 20, 128, 2)
+    def test_no_rows(self, isa, dtype):
+        x, _, packed, codes, bias = build(4, 20, 128, 2, dtype)
         assert native(x[:0], packed, codes, bias, 0).shape == (0, 20)
 
 
 class TestManyRows:
     @pytest.mark.parametrize("shape", WIDE_SHAPES, ids=str)
-    def test_equals_the_plain_weights(self, shape, isa, poison, with_threads):
-        (x, weight, packed, codes, bias), split = build(*shape), shape[3]
+    def test_equals_the_plain_weights(self, shape, isa, dtype, poison, with_threads):
+        (x, weight, packed, codes, bias), split = build(*shape, dtype), shape[3]
         for threads in (1, 2, 3):
             out = with_threads(threads, lambda: native(x, packed, codes, bias, split))
-            assert torch.equal(bits(out), bits(plain(x, weight, bias, split))), threads
+            assert same_bits(out, plain(x, weight, bias, split)), threads
 
-    def test_a_row_has_the_same_result_in_any_company(self, isa, with_threads):
-        x, weight, packed, codes, bias = build(50, 75, 384, 50)
-        alone = torch.cat([wide_linear(x[t : t + 1], weight, bias, 1) for t in range(50)])
+    def test_a_row_has_the_same_result_in_any_company(self, isa, dtype, with_threads):
+        x, weight, packed, codes, bias = build(50, 75, 384, 50, dtype)
+        alone = torch.cat([wide_linear(x[t : t + 1], weight.to(dtype), bias, 1) for t in range(50)])
         for rows in (1, 8, 16, 17, 32, 33, 48, 50):
             for threads in (1, 2, 3):
                 out = with_threads(threads, lambda rows=rows: launch(x[:rows], packed, codes, bias, rows, wide=True))
                 assert torch.equal(out, alone[:rows]), (rows, threads)
 
-    def test_unaligned_and_strided_inputs(self, isa):
-        x, weight, packed, codes, bias = build(40, 70, 640, 23)
+    def test_unaligned_and_strided_inputs(self, isa, dtype):
+        x, weight, packed, codes, bias = build(40, 70, 640, 23, dtype)
         expected = plain(x, weight, bias, 23)
         shifted = torch.cat((packed.new_zeros(1), packed.flatten()))[1:].view(packed.shape)
         rows_apart = torch.cat((x, torch.full_like(x, torch.nan)), dim=1)[:, :640]
@@ -219,8 +235,8 @@ class TestManyRows:
         for other in (rows_apart, columns_apart):
             assert torch.equal(native(other, shifted, codes, bias, 23), expected)
 
-    def test_numbers_that_are_none_stay_in_their_row_and_column(self, isa):
-        x, weight, _, _, bias = build(20, 33, 128, 20)
+    def test_numbers_that_are_none_stay_in_their_row_and_column(self, isa, dtype):
+        x, weight, _, _, bias = build(20, 33, 128, 20, dtype)
         x[3, 5], weight[0, 7, 9] = torch.inf, torch.nan
         got, expected = native(x, *packed_natively(weight), bias, 20), plain(x, weight, bias, 20)
         assert got[:, 7].isnan().all() and not got[3].isfinite().any()
@@ -228,18 +244,21 @@ class TestManyRows:
 
 
 def test_what_it_takes(isa):
-    """bfloat16 rows and contiguous bytes; anything else is another backend's."""
+    """Rows and bias of one dtype and contiguous bytes; anything else is another backend's."""
     x, _, packed, codes, bias = build(5, 47, 384, 2)
     takes = ak.operators()["linear_compact"].supports
     assert takes("native", x, packed, codes, bias, 2) and takes("native", x, packed, codes, None, 2)
-    assert not takes("native", x.float(), packed, codes, None, 2)
-    assert not takes("native", x, packed, codes, bias.float(), 2)
+    assert takes("native", x.float(), packed, codes, bias.float(), 2) and takes("native", x.float(), packed, codes, None, 2)
+    assert not takes("native", x, packed, codes, bias.float(), 2) and not takes("native", x.float(), packed, codes, bias, 2)
+    assert not takes("native", x.half(), packed, codes, None, 2)
     assert not takes("native", x, packed.transpose(0, 1), codes, bias, 2)
     assert not takes("native", x, packed, codes.long(), bias, 2)
 
 
 def test_where_it_pays(isa):
-    assert prefers_compact() == (isa in ("avx512bf16", "amx"))
-    assert prefers_compact(many_rows=True) == (isa == "amx")
+    assert prefers_compact(torch.bfloat16) == (isa in ("avx512bf16", "amx"))
+    assert prefers_compact(torch.bfloat16, many_rows=True) == (isa == "amx")
+    assert prefers_compact(torch.float32) == (isa not in ("scalar", "amx"))
+    assert not prefers_compact(torch.float32, many_rows=True)
     with ak.use_backend("reference"):
-        assert not prefers_compact() and not prefers_compact(many_rows=True)
+        assert not any(prefers_compact(kind, many) for kind in (torch.bfloat16, torch.float32) for many in (False, True))

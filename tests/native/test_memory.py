@@ -23,17 +23,28 @@ if not available:
 from antiphon_kernels import _native
 from antiphon_kernels.native.arguments import DTYPES
 
+RAISED = 77
+"""Exit code of a child whose function raised; a sanitizer's own is 1."""
+
 
 def exit_status(function: Callable[[], object]) -> int:
-    """What a forked process that calls ``function`` ends with: 0, an exit code, or minus the signal that killed it."""
+    """What a forked process that calls ``function`` ends with: 0, an exit code, or minus the signal that killed it.
+
+    AssertionError if it raised: that is no fault, and the copy of this process must not run on.
+    """
     child = os.fork()
     if not child:
-        faulthandler.disable()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the sanitizer's report of the fault we want
-        function()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        try:
+            faulthandler.disable()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the sanitizer's report of the fault we want
+            function()
+            os._exit(0)
+        finally:
+            os._exit(RAISED)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status != RAISED, "the function raised"
+    return status
 
 
 def linear(weight: torch.Tensor, x: torch.Tensor, n: int, out: torch.Tensor) -> None:
@@ -64,14 +75,15 @@ def test_reading_beyond_quantised_weights_is_fatal(rows, kernel, isa):
     assert exit_status(lambda: call(weight[1:])) != 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [1, 16], ids=["one row", "tiles"])
-def test_reading_beyond_compact_weights_is_fatal(rows, isa):
+def test_reading_beyond_compact_weights_is_fatal(rows, dtype, isa):
     """Bytes or escapes: of a row in which all weights are listed apart, the last."""
-    x, out = torch.zeros(rows, 128, dtype=torch.bfloat16), torch.zeros(rows, 65, dtype=torch.bfloat16)
+    x, out = torch.zeros(rows, 128, dtype=dtype), torch.zeros(rows, 65, dtype=dtype)
     weight, codes = (guarded(t) for t in compact(matrix(65, 128, [(64, column) for column in range(128)])))
 
     def call(weight: torch.Tensor, codes: torch.Tensor) -> None:
-        operands = x.data_ptr(), 128, weight.data_ptr(), codes.data_ptr(), 0, out.data_ptr()
+        operands = DTYPES[dtype], x.data_ptr(), 128, weight.data_ptr(), codes.data_ptr(), 0, out.data_ptr()
         _native.linear_compact(*operands, rows, rows, 65, 128)
 
     assert exit_status(lambda: call(weight, codes)) == 0

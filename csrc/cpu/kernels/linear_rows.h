@@ -1,10 +1,14 @@
 // Rows of W against few rows of x in vectors: every sum is one vector of partial sums over k = lane, lane + width, ...,
 // then hsum, whatever stands beside it.
 //
+// W is of the rows' dtype, or bfloat16 that meets float32: widened, the sums are those of a W of float32.
+//
 // A block is 4 rows of W against up to 4 rows of x (16 accumulators). k is walked in chunks short enough that a chunk of
 // all rows of x, and of the 4 rows of W once it is read from memory, stays in the first-level cache. What is read after
 // the block is asked for evenly in the meantime.
 #pragma once
+
+#include <type_traits>
 
 #include "kernels.h"
 #include "simd.h"
@@ -23,9 +27,25 @@ struct RowProblem {
   int64_t num_rows, k;
 };
 
+// Elements of W as they meet rows of T.
+template <class T, class W>
+inline typename Dot<T>::vec load_weights(const W* w) {
+  if constexpr (std::is_same_v<T, W>)
+    return Dot<T>::load(w);
+  else
+    return load(w);
+}
+template <class T, class W>
+inline typename Dot<T>::vec load_weights_n(const W* w, int64_t n) {
+  if constexpr (std::is_same_v<T, W>)
+    return Dot<T>::load_n(w, n);
+  else
+    return load_n(w, n);
+}
+
 // acc[r][c] += W rows r . x rows c over elements [begin, end)
-template <class T, int R, int C>
-inline void accumulate(const T* const* w, const T* const* x, int64_t begin, int64_t end, LinesAhead& ahead,
+template <class T, int R, int C, class W>
+inline void accumulate(const W* const* w, const T* const* x, int64_t begin, int64_t end, LinesAhead& ahead,
                        vf (&acc)[kBlockRows][kBlockCols]) {
   using D = Dot<T>;
   vf sum[R][C];
@@ -37,21 +57,21 @@ inline void accumulate(const T* const* w, const T* const* x, int64_t begin, int6
     typename D::vec columns[C];
     for (int c = 0; c < C; ++c) columns[c] = D::load(x[c] + k);
     for (int r = 0; r < R; ++r) {
-      const typename D::vec row = D::load(w[r] + k);
+      const typename D::vec row = load_weights<T>(w[r] + k);
       for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, columns[c]);
     }
   }
   if (k < end)
     for (int r = 0; r < R; ++r) {
-      const typename D::vec row = D::load_n(w[r] + k, end - k);
+      const typename D::vec row = load_weights_n<T>(w[r] + k, end - k);
       for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, D::load_n(x[c] + k, end - k));
     }
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) acc[r][c] = sum[r][c];
 }
 
-template <class T, int R>
-inline void accumulate_columns(int c, const T* const* w, const T* const* x, int64_t begin, int64_t end,
+template <class T, int R, class W>
+inline void accumulate_columns(int c, const W* const* w, const T* const* x, int64_t begin, int64_t end,
                                LinesAhead& ahead, vf (&acc)[kBlockRows][kBlockCols]) {
   switch (c) {
     case 1: return accumulate<T, R, 1>(w, x, begin, end, ahead, acc);
@@ -68,11 +88,11 @@ inline int64_t block_steps(const RowProblem<T>& p) {
 }
 
 // R rows of W from `w` on against all rows of the problem; out[t * out_stride + r].
-template <class T, int R>
-inline void row_block(const RowProblem<T>& p, const T* w, const T* bias, T* out, int64_t out_stride, LinesAhead& ahead) {
+template <class T, int R, class W = T>
+inline void row_block(const RowProblem<T>& p, const W* w, const T* bias, T* out, int64_t out_stride, LinesAhead& ahead) {
   constexpr int64_t kWidth = Dot<T>::width;
   vf acc[kMaxSkinnyRows / kBlockCols][kBlockRows][kBlockCols];
-  const T* rows[R];
+  const W* rows[R];
   for (int r = 0; r < R; ++r) rows[r] = w + r * p.w_stride;
   const int64_t groups = (p.num_rows + kBlockCols - 1) / kBlockCols;
   for (int64_t g = 0; g < groups; ++g)

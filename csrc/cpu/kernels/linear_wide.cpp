@@ -5,29 +5,15 @@
 // panel of columns at a time, for they may differ in speed. Tiles need k to be a multiple of 32; otherwise rows go through `linear` sixteen at a time and the workspace is
 // not used.
 #include "kernels.h"
-#include "linear_wide_vector.h"
+#include "linear_wide_products.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)
 #include "linear_wide_amx.h"
-#endif
-#if ANTIPHON_ADDS_BESIDE_PRODUCTS
-#include "linear_wide_pairs.h"
 #endif
 
 namespace antiphon::ANTIPHON_ISA {
 
 extern const int64_t panel_outputs = kVectorPanel;
-
-namespace {
-
-#if ANTIPHON_ADDS_BESIDE_PRODUCTS
-using FloatProducts = PairProducts;
-#else
-using FloatProducts = VectorProducts<float>;
-#endif
-using HalfProducts = VectorProducts<bf16>;
-
-}  // namespace
 
 #if defined(__AMX_BF16__)
 namespace {

@@ -11,8 +11,9 @@ from antiphon_kernels.native import empty_rows
 from antiphon_kernels.weights_memory import WeightsMemory, empty_apart
 
 from ..config import ModelConfig
+from ..errors import ConfigError
 from . import packing, quantized, source
-from .compact import compact_matrices
+from .compact import compact_matrices, obstacle_in_files
 from .network_weights import Arrangement, arrange
 from .packing import Allocate, Named, Packer
 
@@ -23,7 +24,8 @@ Device = torch.device | str
 def load_llm(
     config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu", compact: bool = False
 ) -> Weights:
-    """The language model's packed weights; ``compact``: bfloat16 matrices as ``checkpoint.compact`` makes them.
+    """The language model's packed weights; ``compact``: bfloat16 matrices as ``checkpoint.compact`` makes them, in float32 of files in
+    bfloat16.
 
     ``embed`` [V, H]; ``trunk.{i}.`` and ``upper.{j}.`` each with ``input_norm`` [B, H], ``qkv_weight`` [B, Q, H],
     ``qkv_bias`` [B, Q], ``o_weight`` [B, H, H], ``post_norm`` [B, H], ``gate_up`` [B, 2I, H], ``down`` [B, H, I];
@@ -34,9 +36,12 @@ def load_llm(
 
     Raises:
         CheckpointError: a file is missing or damaged, or its keys, shapes or kinds are not those of the configuration.
+        ConfigError: ``compact``, and files that keep more in ``dtype`` than bfloat16 holds.
     """
     if compact:
-        return dict(compact_matrices(stream_llm(config, dtype, device, empty_apart)))
+        if (problem := obstacle_in_files(config, dtype)) is not None:
+            raise ConfigError(problem)
+        return dict(compact_matrices(stream_llm(config, torch.bfloat16, device, empty_apart), dtype))
     return dict(stream_llm(config, dtype, device, WeightsMemory().empty))
 
 

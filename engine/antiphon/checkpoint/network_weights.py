@@ -32,7 +32,7 @@ def choose_arrangement(compact: bool | None, dtype: torch.dtype, device: torch.d
     """What a network in ``dtype`` is fastest with; ``compact``: False leaves matrices as they are."""
     if compact is False or device.type != "cpu":
         return Arrangement.PLAIN
-    if native.prefers_compact(many_rows=True) and obstacle(dtype, device) is None:
+    if native.prefers_compact(dtype, many_rows=True) and obstacle(device) is None:
         return Arrangement.COMPACT
     return Arrangement.PANELS if native.prefers_panels() else Arrangement.PLAIN
 

@@ -59,7 +59,7 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         "--compact",
         default="auto",
         choices=tuple(COMPACT),
-        help="on a CPU: hold bfloat16 matrices in 12 bits a weight, without loss; same results, less memory (default: auto, "
+        help="on a CPU: hold matrices of a bfloat16 checkpoint in 12 bits a weight, without loss; same results, less memory (default: auto, "
         "where it decodes faster; docs/quantisation.md)",
     )
 

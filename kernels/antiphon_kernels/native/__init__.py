@@ -103,14 +103,14 @@ def prefers_panels() -> bool:
     return prefers()
 
 
-def prefers_compact(many_rows: bool = False) -> bool:
-    """True where ``linear_compact`` decodes, or works on ``many_rows``, faster than ``linear`` with plain bfloat16 weights and may be
-    chosen."""
+def prefers_compact(dtype, many_rows: bool = False) -> bool:
+    """True where ``linear_compact`` decodes in ``dtype``, or works on ``many_rows``, faster than ``linear`` with plain weights and may
+    be chosen."""
     if not available:
         return False
     from .linear_compact import prefers
 
-    return prefers(many_rows)
+    return prefers(dtype, many_rows)
 
 
 def empty_rows(shape, dtype, device, allocate=None):

@@ -69,8 +69,7 @@ class Layout(Protocol):
 
 
 def available_for(model: Model, kv_trunk: Tensor, kv_upper: Tensor) -> bool:
-    """True if all is contiguous on the CPU, vectors and pages of one native dtype, matrices of it (plain or compact), int8
-    or int4."""
+    """True if all is contiguous on the CPU, vectors and pages of one native dtype, matrices of it or compact, int8 or int4."""
     dtype, layers = model.embed_table.dtype, (*model.trunk, *model.upper)
     vectors = [model.embed_table, model.final_norm, kv_trunk, kv_upper]
     for layer in layers:
@@ -95,7 +94,7 @@ def _runs(matrix: LinearWeight, dtype: torch.dtype) -> bool:
     if matrix.scheme == "plain":
         return matrix.weight.dtype == dtype
     if matrix.scheme == "compact":
-        return dtype == torch.bfloat16
+        return True
     if matrix.scheme == "int8":
         return matrix.scale.dtype == torch.float32 and matrix.num_inputs % 64 == 0
     return matrix.scheme == "int4" and matrix.scale.dtype == torch.bfloat16

@@ -1,5 +1,5 @@
 """Native linear with compact bfloat16 weights, read as they are stored: bit for bit the results of ``native.linear`` with the plain
-ones, for any number of rows. On the scalar instruction set PyTorch serves more than :data:`MAX_ROWS` of a branch, with weights
+ones, for any number of rows; for float32 rows, of which with AMX PyTorch takes many, those of its vectors. On the scalar instruction set PyTorch serves more than :data:`MAX_ROWS` of a branch, with weights
 widened on the way."""
 
 from __future__ import annotations
@@ -9,23 +9,28 @@ import torch
 from .. import _native
 from ..linear_compact import GROUP, GROUP_BYTES, TABLE_WORDS, linear_compact, num_inputs, too_many
 from ..weights_memory import WeightsMemory
-from .arguments import are, pointer
+from .arguments import DTYPES, are, fits, pointer
 from .linear import MAX_ROWS, native_linear, prepare
 
-FAST = ("avx512bf16", "amx")
-"""Instruction sets on which fewer bytes are a shorter decode step (docs/log.md)."""
-FAST_WIDE = ("amx",)
-"""Those on which they do no harm among many rows either: vectors take 1.03 to 1.17 times as long as with plain weights."""
+FAST = {
+    torch.bfloat16: ("avx512bf16", "amx"),
+    torch.float32: ("avx2", "avx512", "avx512vnni", "avx512bf16"),
+}
+"""Instruction sets on which fewer bytes are a shorter decode step (docs/log.md). float32 with AMX was not measured."""
+FAST_WIDE = {torch.bfloat16: ("amx",)}
+"""Those on which bfloat16 networks of many rows gain as well: vectors take 1.03 to 1.17 times as long as with plain weights."""
 
 
 def supports(x, weight, codes, bias, split) -> bool:
-    floats = x.dtype == torch.bfloat16 and (bias is None or bias.dtype == torch.bfloat16)
+    floats = fits(x) and (bias is None or fits(x, bias))
     return floats and are(torch.uint8, weight) and are(torch.int32, codes) and weight.shape[2] % GROUP_BYTES == 0
 
 
-def prefers(many_rows: bool) -> bool:
-    """True where decoding, or a network of ``many_rows``, is faster with compact weights than with plain ones, and runs natively."""
-    return linear_compact.backends("cpu")[0] == "native" and _native.isa() in (FAST_WIDE if many_rows else FAST)
+def prefers(dtype: torch.dtype, many_rows: bool) -> bool:
+    """True where decoding in ``dtype``, or a network of ``many_rows``, is faster with compact weights than with plain ones, and runs
+    natively."""
+    isas = (FAST_WIDE if many_rows else FAST).get(dtype, ())
+    return linear_compact.backends("cpu")[0] == "native" and _native.isa() in isas
 
 
 def compact_native(weight: torch.Tensor, memory: WeightsMemory) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -57,7 +62,7 @@ def native_linear_compact(
     """x [T, in], weight uint8 [B, out, in * 3 / 2], codes [N], bias [B, out] → [T, out]."""
     wide = max(split, x.shape[0] - split) > MAX_ROWS
     if wide and _native.isa() == "scalar":
-        return native_linear(x, widen_native(weight, codes), bias, split)
+        return native_linear(x, widen_native(weight, codes).to(x.dtype), bias, split)
     return launch(x, weight, codes, bias, split, wide)
 
 
@@ -69,10 +74,10 @@ def launch(
     rows, inputs = x.shape
     if not rows:
         return out
-    operands = (x.data_ptr(), x.stride(0), weight.data_ptr(), codes.data_ptr(), pointer(bias), out.data_ptr())
+    operands = (DTYPES[x.dtype], x.data_ptr(), x.stride(0), weight.data_ptr(), codes.data_ptr(), pointer(bias), out.data_ptr())
     sizes = (rows, split, out.shape[1], inputs)
     if wide:
-        workspace = torch.empty(_native.linear_wide_workspace(rows, split, inputs), dtype=torch.bfloat16)
+        workspace = torch.empty(_native.linear_wide_workspace(rows, split, inputs), dtype=x.dtype)
         _native.linear_compact_wide(*operands, workspace.data_ptr(), *sizes)
     else:
         _native.linear_compact(*operands, *sizes)
