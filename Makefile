@@ -13,7 +13,7 @@ native_sources := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc
 run := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint native sanitize races clean
+.PHONY: demo test lint native sanitize tiles races clean
 
 demo: $(VENV)/.ready
 	$(run) examples/demo.py
@@ -28,32 +28,43 @@ lint: $(VENV)/.ready
 # Rebuild only the compiled operators.
 native: $(VENV)/.ready
 
+# $(call variant,FOLDER,FLAGS): a copy of the package in FOLDER/package whose compiled operators were built with FLAGS.
+define variant
+$(run) -m pip install --quiet pybind11 cmake ninja
+PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(1) -G Ninja $(2) \
+	-DPython_EXECUTABLE="$(CURDIR)/$(run)" -Dpybind11_DIR="$$($(run) -m pybind11 --cmakedir)"
+PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(1)
+rm -rf $(1)/package && cp -r kernels $(1)/package
+cp $(1)/_native*.so $(1)/package/antiphon_kernels/
+endef
+comma := ,
+# Where the CPU has no tiles of its own, what is written for them is tested on emulated ones (csrc/cpu/emulated_tiles.h).
+emulate := $(shell grep -qw amx_tile /proc/cpuinfo 2>/dev/null && echo OFF || echo ON)
+
 # The native tests under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set, on a copy of the package.
 # On two CPUs building takes a minute or two and testing up to five. -g1 is what a stack trace with line numbers needs.
 sanitizer := build/sanitize
 sanitize: $(VENV)/.ready
-	$(run) -m pip install --quiet pybind11 cmake ninja
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(sanitizer) -G Ninja -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" \
-		-DANTIPHON_SANITIZE=address,undefined \
-		-DPython_EXECUTABLE="$(CURDIR)/$(run)" -Dpybind11_DIR="$$($(run) -m pybind11 --cmakedir)"
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(sanitizer)
-	rm -rf $(sanitizer)/package && cp -r kernels $(sanitizer)/package
-	cp $(sanitizer)/_native*.so $(sanitizer)/package/antiphon_kernels/
+	$(call variant,$(sanitizer),-DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DANTIPHON_SANITIZE=address$(comma)undefined \
+		-DANTIPHON_EMULATE_TILES=$(emulate))
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
 		PYTHONPATH="$(CURDIR)/$(sanitizer)/package" $(run) -m pytest -n $(JOBS) --dist worksteal tests/native
+
+# The native tests of AMX's kernels on emulated tiles, without sanitizers: a minute to build, half a minute to test. With
+# `tests=...` others: pytest's arguments, in place of these.
+tiles := build/tiles
+tests := tests/native -k amx
+tiles: $(VENV)/.ready
+	$(call variant,$(tiles),-DANTIPHON_EMULATE_TILES=ON)
+	PYTHONPATH="$(CURDIR)/$(tiles)/package" OMP_NUM_THREADS=1 ANTIPHON_CPU_THREADS=1 \
+		$(run) -m pytest -n $(JOBS) --dist worksteal $(tests)
 
 # Passes whose threads have rows of their own, under ThreadSanitizer: three minutes. By hand, after changes to them: it cannot run
 # on every kernel.
 racing := build/races
 races: $(VENV)/.ready
-	$(run) -m pip install --quiet pybind11 cmake ninja
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(racing) -G Ninja -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" \
-		-DANTIPHON_SANITIZE=thread \
-		-DPython_EXECUTABLE="$(CURDIR)/$(run)" -Dpybind11_DIR="$$($(run) -m pybind11 --cmakedir)"
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(racing)
-	rm -rf $(racing)/package && cp -r kernels $(racing)/package
-	cp $(racing)/_native*.so $(racing)/package/antiphon_kernels/
+	$(call variant,$(racing),-DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DANTIPHON_SANITIZE=thread)
 	LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=1 \
 		TSAN_OPTIONS="suppressions=$(CURDIR)/tests/native/races.supp exitcode=66" \
 		PYTHONPATH="$(CURDIR)/$(racing)/package" $(run) -m pytest -q tests/native/test_flow_pass.py \

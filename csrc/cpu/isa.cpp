@@ -18,7 +18,9 @@ constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx
 
 // AMX with bfloat16 and int8, and the kernel's leave to use its 8 KB of register state (Linux: arch_prctl, from 5.16).
 bool have_amx() {
-#if defined(ANTIPHON_HAS_AMX) && defined(__linux__)
+#if defined(ANTIPHON_HAS_AMX) && defined(ANTIPHON_EMULATE_TILES)
+  return true;
+#elif defined(ANTIPHON_HAS_AMX) && defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const unsigned needed = (1u << 22) | (1u << 24) | (1u << 25);  // AMX-BF16, AMX-TILE, AMX-INT8

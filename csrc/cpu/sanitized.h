@@ -22,7 +22,7 @@ inline void saw(const void* p, int64_t bytes) {
 inline void saw(const void*, int64_t) {}
 #endif
 
-#if defined(__SANITIZE_ADDRESS__) && defined(__AMX_TILE__) && !defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__) && defined(__AMX_TILE__) && !defined(__clang__) && !defined(ANTIPHON_EMULATE_TILES)
 inline void saw_tile(int tile, const void* base, int64_t stride) {
   alignas(64) uint8_t config[64];
   __asm__ volatile("sttilecfg %0" : "=m"(config));

@@ -13,6 +13,9 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_TILE__) && defined(ANTIPHON_EMULATE_TILES)
+#include "emulated_tiles.h"
+#endif
 
 #include "sanitized.h"
 
