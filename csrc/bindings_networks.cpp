@@ -75,17 +75,20 @@ std::unique_ptr<DecodeStep> decode_step(int dtype, const std::vector<int64_t>& s
                    all_layers(trunk), all_layers(upper)});
 }
 
-// layout: num_rows, max_pages, addresses of positions, slots, block_tables, seq_lens.
+// layout: num_rows, max_pages, num_sequences, addresses of positions, slots, block_tables, seq_lens, first rows.
 DecodeLayout decode_layout(const std::vector<int64_t>& v) {
-  return {v.at(0), v.at(1), at<int64_t>(v.at(2)), at<int64_t>(v.at(3)), at<int32_t>(v.at(4)), at<int32_t>(v.at(5))};
+  return {v.at(0), v.at(1), at<int64_t>(v.at(3)), at<int64_t>(v.at(4)), at<int32_t>(v.at(5)), at<int32_t>(v.at(6)),
+          v.at(2), at<int32_t>(v.at(7))};
 }
 
 void run_decode_step(DecodeStep& step, Address audio_ids, Address text_ids, const std::vector<int64_t>& trunk,
                      const std::vector<int64_t>& upper, Address upper_rows, int64_t split, Address head_rows,
-                     int64_t num_head_rows, int64_t head_split, Address text_logits, Address audio_logits) {
+                     int64_t num_head_rows, int64_t head_split, Address text_logits, Address audio_logits,
+                     Address features, Address feature_rows) {
   const DecodeInput input{at<int64_t>(audio_ids), at<int64_t>(text_ids), decode_layout(trunk), decode_layout(upper),
                           at<int64_t>(upper_rows), split, at<int64_t>(head_rows), num_head_rows, head_split,
-                          at(text_logits), at(audio_logits)};
+                          at(text_logits), at(audio_logits), nullptr, nullptr, at(features),
+                          at<int64_t>(feature_rows)};
   py::gil_scoped_release release;
   step.run(input);
 }

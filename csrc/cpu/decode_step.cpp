@@ -2,47 +2,80 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
+#include "attention_plan.h"
+
 namespace antiphon {
 namespace {
-
-constexpr int64_t kMaxRows = 2 * kMaxSkinnyRows;  // both branches
 
 int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 }  // namespace
 
-char* DecodeStep::buffer(int64_t elements_per_row, int64_t rows) {
-  const int64_t bytes = elements_per_row * rows * size_of(m_.dtype);
-  memory_.push_back(aligned_memory(bytes));
-  return static_cast<char*>(std::memset(memory_.back().get(), 0, bytes));
-}
-
-DecodeStep::DecodeStep(ModelWeights weights) : m_(std::move(weights)) {
-  const int64_t heads = m_.num_heads * m_.head_dim, kv_heads = m_.num_kv_heads * m_.head_dim;
-  x_ = buffer(m_.hidden, kMaxRows);
-  residual_ = buffer(m_.hidden, kMaxRows);
-  y_ = buffer(m_.hidden, kMaxRows);
-  state_ = buffer(m_.hidden, kMaxRows);
-  qkv_ = buffer(heads + 2 * kv_heads, kMaxRows);
-  q_ = buffer(heads, kMaxRows);
-  attended_ = buffer(heads, kMaxRows);
-  gate_up_ = buffer(2 * m_.intermediate, kMaxRows);
-  activated_ = buffer(m_.intermediate, kMaxRows);
-  for (int32_t i = 0; i <= kMaxRows; ++i) starts_.push_back(i);
+DecodeStep::DecodeStep(ModelWeights weights)
+    : m_(std::move(weights)),
+      // Of every layer four maps and attention's two, and the heads.
+      counters_(6 * static_cast<int64_t>(m_.trunk.size() + m_.upper.size()) + 2) {
+  reserve(2 * kMaxSkinnyRows, kMaxSkinnyRows);
+  for (int32_t i = 0; i <= 2 * kMaxStepRows; ++i) starts_.push_back(i);
   claims_.reset(new std::atomic<int64_t>[4 * kMaxThreads * kClaimStride]);
 }
 
+// Buffers for so many rows, of which at most `most` are of one branch.
+void DecodeStep::reserve(int64_t rows, int64_t most) {
+  const int64_t size = size_of(m_.dtype), heads = m_.num_heads * m_.head_dim;
+  const int64_t qkv = heads + 2 * m_.num_kv_heads * m_.head_dim;
+  for (Aligned<char>* of_hidden : {&x_, &residual_, &y_, &state_}) of_hidden->reserve(rows * m_.hidden * size);
+  qkv_.reserve(rows * qkv * size);
+  for (Aligned<char>* of_heads : {&q_, &attended_}) of_heads->reserve(rows * heads * size);
+  gate_up_.reserve(rows * 2 * m_.intermediate * size);
+  activated_.reserve(rows * m_.intermediate * size);
+  if (most <= kMaxSkinnyRows) return;
+  // In blocks of 16 of each branch, however rows are split: as many as of 16 rows more.
+  const int64_t all = rows + 16, widest = std::max({m_.hidden, heads, m_.intermediate});
+  packed_rows_.reserve(std::max(linear_wide_workspace(all, all, widest) * size, linear_planes_bytes(all, all, widest)));
+}
+
+// Rows [begin, end) of a layout, whole sequences, with what attention needs for those of them that are prompts.
+struct DecodeStep::Part {
+  Part(const ModelWeights& m, const DecodeLayout& all, int64_t begin, int64_t end) {
+    const auto sequence = [&](int64_t row) {
+      const int32_t* first = all.first_rows;
+      return first ? std::lower_bound(first, first + all.num_sequences + 1, row) - first : row;
+    };
+    const int64_t first = sequence(begin), last = sequence(end);
+    layout = {end - begin, all.max_pages, all.positions + begin, all.slots + begin,
+              all.block_tables + first * all.max_pages, all.seq_lens + first, last - first};
+    if (!all.first_rows) return;
+    for (int64_t s = first; s <= last; ++s) first_rows.push_back(static_cast<int32_t>(all.first_rows[s] - begin));
+    layout.first_rows = first_rows.data();
+    if (layout.num_rows == layout.num_sequences) return;
+    prompts.emplace(m.num_kv_heads, m.head_dim);
+    for (int64_t s = 0; s < layout.num_sequences; ++s) {
+      const int64_t rows = first_rows[s + 1] - first_rows[s];
+      prompts->add(rows > 1 ? rows * (m.num_heads / m.num_kv_heads) : 0, layout.seq_lens[s]);
+    }
+  }
+
+  int64_t packed_bytes() const { return prompts ? prompts->packed_bytes() : 0; }
+
+  DecodeLayout layout;
+  std::vector<int32_t> first_rows;
+  std::optional<AttentionUnits> prompts;  // none: every sequence has one row
+  AttentionPlan plan{};
+};
+
 // One thread's walk through the step. Each method is one or more phases; a phase ends when all threads have finished
-// it. Rows of a branch start at `row` of every buffer.
+// it. Rows of both branches stand in every buffer, text first.
 struct DecodeStep::Thread {
   const DecodeStep& s;
   const ModelWeights& m;
   const Kernels& kernel;
   const int index, count;
+  mutable std::atomic<int64_t>* next;  // counter of the next phase that has one
   const int64_t size = size_of(m.dtype);
   mutable int64_t linear_maps = 0;  // so far
 
@@ -57,7 +90,7 @@ struct DecodeStep::Thread {
                                        m.hidden, m.eps});
   }
 
-  // Counters of a linear map, of two sets by turns.
+  // Counters of a linear map of few rows, of two sets by turns.
   std::atomic<int64_t>* claims(int64_t set) const { return s.claims_.get() + set * 2 * count * kClaimStride; }
 
   // This thread's own start again; the others must have finished with the set.
@@ -68,81 +101,115 @@ struct DecodeStep::Thread {
 
   void linear(const char* x, const Matrix& w, const void* bias, void* out, int64_t rows, int64_t split, int64_t n,
               int64_t k) const {
+    if (std::max(split, rows - split) > kMaxSkinnyRows) return wide(x, w, bias, out, rows, split, n, k);
     const int64_t set = linear_maps++ % 2;
     restart(1 - set);  // the map before this one used it
-    std::atomic<int64_t>* next = claims(set);
+    std::atomic<int64_t>* claimed = claims(set);
     if (w.format == Format::int8)
       phase(kernel.linear_int8, LinearInt8Args{m.dtype, x, k, static_cast<const int8_t*>(w.weight),
                                                static_cast<const float*>(w.scale), bias, out, rows, split, n, k,
-                                               next});
+                                               claimed});
     else if (w.format == Format::int4)
       phase(kernel.linear_int4, LinearInt4Args{m.dtype, x, k, static_cast<const uint8_t*>(w.weight),
                                                static_cast<const bf16*>(w.scale), bias, out, rows, split, n, k,
-                                               next});
+                                               claimed});
     else if (w.format == Format::compact)
       phase(kernel.linear_compact,
             LinearCompactArgs{m.dtype, x, k, static_cast<const uint8_t*>(w.weight), static_cast<const int32_t*>(w.scale),
-                              bias, out, rows, split, n, k, next});
+                              bias, out, rows, split, n, k, claimed});
     else
-      phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, k, bias, out, rows, split, n, k, next});
+      phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, k, bias, out, rows, split, n, k, claimed});
+  }
+
+  // The same for any number of rows.
+  void wide(const char* x, const Matrix& w, const void* bias, void* out, int64_t rows, int64_t split, int64_t n,
+            int64_t k) const {
+    std::atomic<int64_t>* claimed = next++;
+    if (w.format == Format::int8 || w.format == Format::int4) {
+      auto* planes = reinterpret_cast<int8_t*>(s.packed_rows_.data());
+      auto* steps = reinterpret_cast<float*>(planes + (plane_blocks(split) + plane_blocks(rows - split)) * 16 * 2 * k);
+      phase(kernel.linear_planes, PlanesArgs{m.dtype, x, k, planes, steps, rows, split, k});
+      const SplitRows packed{planes, steps, claimed};
+      if (w.format == Format::int8)
+        return phase(kernel.linear_int8_wide,
+                     LinearInt8WideArgs{{m.dtype, x, k, static_cast<const int8_t*>(w.weight),
+                                         static_cast<const float*>(w.scale), bias, out, rows, split, n, k}, packed});
+      return phase(kernel.linear_int4_wide,
+                   LinearInt4WideArgs{{m.dtype, x, k, static_cast<const uint8_t*>(w.weight),
+                                       static_cast<const bf16*>(w.scale), bias, out, rows, split, n, k}, packed});
+    }
+    const bool plain = w.format == Format::plain;
+    const LinearWideArgs args{m.dtype, x, k, plain ? w.weight : nullptr, plain ? k : 0, bias, out, s.packed_rows_.data(), claimed,
+                              rows, split, n, k};
+    phase(kernel.linear_wide_pack, args);
+    if (plain) return phase(kernel.linear_wide, args);
+    phase(kernel.linear_compact_wide, LinearCompactWideArgs{args, static_cast<const uint8_t*>(w.weight),
+                                                            static_cast<const int32_t*>(w.scale)});
   }
 
   void gather(const char* x, const char* residual, const int64_t* rows, char* out, int64_t num_rows) const {
     phase(kernel.gather_add, GatherAddArgs{m.dtype, x, residual, rows, out, num_rows, m.hidden});
   }
 
-  void attention(const LayerWeights& w, const DecodeLayout& l) const {
+  void attention(const LayerWeights& w, const Part& part) const {
+    const DecodeLayout& l = part.layout;
     phase(kernel.rope_cache,
-          RopeCacheArgs{m.dtype, s.qkv_, l.positions, m.cos, m.sin, l.slots, w.k_cache, w.v_cache, s.q_, l.num_rows,
+          RopeCacheArgs{m.dtype, s.qkv_.data(), l.positions, m.cos, m.sin, l.slots, w.k_cache, w.v_cache, s.q_.data(), l.num_rows,
                         m.num_heads, m.num_kv_heads, m.head_dim});
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
-    phase(kernel.paged_attention,
-          PagedAttentionArgs{m.dtype, s.q_, w.k_cache, w.v_cache, l.block_tables, s.starts_.data(), l.seq_lens,
-                             s.attended_, l.num_rows, l.max_pages, m.page_size, m.num_heads, m.num_kv_heads,
-                             m.head_dim, scale});
+    const PagedAttentionArgs args{m.dtype, s.q_.data(), w.k_cache, w.v_cache, l.block_tables,
+                                  l.first_rows ? l.first_rows : s.starts_.data(), l.seq_lens, s.attended_.data(),
+                                  l.num_sequences, l.max_pages, m.page_size, m.num_heads, m.num_kv_heads, m.head_dim,
+                                  scale};
+    if (!part.prompts) return phase(kernel.paged_attention, args);
+    kernel.paged_attention(args, index, count);  // the rows that are alone; the next one takes the others
+    AttentionPlan plan = part.plan;
+    plan.next = next;
+    next += 2;
+    phase(kernel.paged_prefill, PagedPrefillArgs{args, plan});
   }
 
   // In: the state without the last contribution in residual_, the contribution in x_ (or, for the first layer of a
   // run, the whole state in residual_). Out: the same two.
-  void layer(const LayerWeights& w, const DecodeLayout& l, int64_t split, bool first) const {
-    const int64_t rows = l.num_rows, heads = m.num_heads * m.head_dim;
+  void layer(const LayerWeights& w, const Part& part, int64_t split, bool first) const {
+    const int64_t rows = part.layout.num_rows, heads = m.num_heads * m.head_dim;
     const int64_t qkv = heads + 2 * m.num_kv_heads * m.head_dim;
-    first ? norm(s.residual_, nullptr, w.input_norm, s.y_, rows, split)
-          : norm(s.x_, s.residual_, w.input_norm, s.y_, rows, split);
-    linear(s.y_, w.qkv, w.qkv_bias, s.qkv_, rows, split, qkv, m.hidden);
-    attention(w, l);
-    linear(s.attended_, w.output, nullptr, s.x_, rows, split, m.hidden, heads);
-    norm(s.x_, s.residual_, w.post_norm, s.y_, rows, split);
-    linear(s.y_, w.gate_up, nullptr, s.gate_up_, rows, split, 2 * m.intermediate, m.hidden);
-    phase(kernel.silu_mul, SiluMulArgs{m.dtype, s.gate_up_, s.activated_, rows, m.intermediate});
-    linear(s.activated_, w.down, nullptr, s.x_, rows, split, m.hidden, m.intermediate);
+    first ? norm(s.residual_.data(), nullptr, w.input_norm, s.y_.data(), rows, split)
+          : norm(s.x_.data(), s.residual_.data(), w.input_norm, s.y_.data(), rows, split);
+    linear(s.y_.data(), w.qkv, w.qkv_bias, s.qkv_.data(), rows, split, qkv, m.hidden);
+    attention(w, part);
+    linear(s.attended_.data(), w.output, nullptr, s.x_.data(), rows, split, m.hidden, heads);
+    norm(s.x_.data(), s.residual_.data(), w.post_norm, s.y_.data(), rows, split);
+    linear(s.y_.data(), w.gate_up, nullptr, s.gate_up_.data(), rows, split, 2 * m.intermediate, m.hidden);
+    phase(kernel.silu_mul, SiluMulArgs{m.dtype, s.gate_up_.data(), s.activated_.data(), rows, m.intermediate});
+    linear(s.activated_.data(), w.down, nullptr, s.x_.data(), rows, split, m.hidden, m.intermediate);
   }
 
-  void trunk(const DecodeInput& in) const {
+  void trunk(const DecodeInput& in, const Part& part) const {
+    const int64_t rows = in.trunk.num_rows;
     restart(0);
-    phase(kernel.dual_embed, DualEmbedArgs{m.dtype, in.audio_ids, in.text_ids, m.embed, s.residual_,
-                                           in.trunk.num_rows, m.hidden});
-    for (size_t i = 0; i < m.trunk.size(); ++i) layer(m.trunk[i], in.trunk, in.trunk.num_rows, i == 0);
+    phase(kernel.dual_embed, DualEmbedArgs{m.dtype, in.audio_ids, in.text_ids, m.embed, s.residual_.data(), rows, m.hidden,
+                                           in.features, in.feature_rows});
+    for (size_t i = 0; i < m.trunk.size(); ++i) layer(m.trunk[i], part, rows, i == 0);
   }
 
-  // Upper layers [first, last) for rows [begin, end) of the branches, whose states stand in state_, in place.
-  void upper(const DecodeLayout& all, int64_t split, int64_t first, int64_t last, int64_t begin, int64_t end) const {
-    if (first >= last || begin >= end) return;
-    const DecodeLayout l{end - begin, all.max_pages, all.positions + begin, all.slots + begin,
-                         all.block_tables + begin * all.max_pages, all.seq_lens + begin};
-    char* state = s.state_ + begin * m.hidden * size;
-    gather(state, nullptr, nullptr, s.residual_, l.num_rows);
-    for (int64_t j = first; j < last; ++j) layer(m.upper[j], l, split, j == first);
-    gather(s.x_, s.residual_, nullptr, state, l.num_rows);
+  // Upper layers [first, last) for rows of the branches from `begin` on, whose states stand in state_, in place.
+  void upper(const Part& part, int64_t split, int64_t first, int64_t last, int64_t begin) const {
+    const int64_t rows = part.layout.num_rows;
+    if (first >= last || rows == 0) return;
+    char* state = s.state_.data() + begin * m.hidden * size;
+    gather(state, nullptr, nullptr, s.residual_.data(), rows);
+    for (int64_t j = first; j < last; ++j) layer(m.upper[j], part, split, j == first);
+    gather(s.x_.data(), s.residual_.data(), nullptr, state, rows);
   }
 
   void heads(const DecodeInput& in) const {
     const int64_t text = in.head_split, audio = in.num_head_rows - text;
-    gather(s.state_, nullptr, in.head_rows, s.x_, in.num_head_rows);
-    norm(s.x_, nullptr, m.final_norm, s.y_, in.num_head_rows, text);
-    if (text) linear(s.y_, m.lm_head, nullptr, in.text_logits, text, text, m.vocabulary, m.hidden);
+    gather(s.state_.data(), nullptr, in.head_rows, s.x_.data(), in.num_head_rows);
+    norm(s.x_.data(), nullptr, m.final_norm, s.y_.data(), in.num_head_rows, text);
+    if (text) linear(s.y_.data(), m.lm_head, nullptr, in.text_logits, text, text, m.vocabulary, m.hidden);
     if (audio)
-      linear(s.y_ + text * m.hidden * size, m.audio_head, nullptr, in.audio_logits, audio, audio, m.vocabulary,
+      linear(s.y_.data() + text * m.hidden * size, m.audio_head, nullptr, in.audio_logits, audio, audio, m.vocabulary,
              m.hidden);
   }
 
@@ -152,23 +219,36 @@ struct DecodeStep::Thread {
     if (in.audio_draw) kernel.sample_tokens(*in.audio_draw, count - 1 - index, count);
   }
 
-  void step(const DecodeInput& in) const {
-    trunk(in);
+  void step(const DecodeInput& in, const Part& all, const Part& both, const Part& text, const Part& audio) const {
+    trunk(in, all);
     const int64_t rows = in.upper.num_rows, paired = std::min(m.num_text_layers, m.num_audio_layers);
-    gather(s.x_, s.residual_, in.upper_rows, s.state_, rows);
-    upper(in.upper, in.split, 0, paired, 0, rows);
-    upper(in.upper, in.split, paired, m.num_text_layers, 0, in.split);
-    upper(in.upper, rows - in.split, paired, m.num_audio_layers, in.split, rows);
+    gather(s.x_.data(), s.residual_.data(), in.upper_rows, s.state_.data(), rows);
+    upper(both, in.split, 0, paired, 0);
+    upper(text, in.split, paired, m.num_text_layers, 0);
+    upper(audio, rows - in.split, paired, m.num_audio_layers, in.split);
     heads(in);
     draw(in);
   }
 };
 
 void DecodeStep::run(const DecodeInput& in) {
-  const int64_t largest = std::max({in.trunk.num_rows, in.split, in.upper.num_rows - in.split});
-  if (largest > kMaxSkinnyRows || in.trunk.num_rows < 1) throw std::invalid_argument("decode step: 1 to 16 rows");
+  const int64_t rows = in.trunk.num_rows, branches = in.upper.num_rows;
+  const int64_t most = std::max({rows, in.split, branches - in.split});
+  if (most > kMaxStepRows || rows < 1) throw std::invalid_argument("decode step: 1 to 256 rows");
+  reserve(std::max(rows, branches), most);
+  Part all(m_, in.trunk, 0, rows), both(m_, in.upper, 0, branches), text(m_, in.upper, 0, in.split),
+      audio(m_, in.upper, in.split, branches);
+  Part* parts[] = {&all, &both, &text, &audio};
+  int64_t packed = 0;
+  for (const Part* part : parts) packed = std::max(packed, part->packed_bytes());
+  packed_keys_.reserve_unset(packed);
+  for (Part* part : parts)
+    if (part->prompts) part->plan = part->prompts->plan_in(packed_keys_.data());
   const Kernels& kernel = kernels();
-  parallel([&](int index, int count) { Thread{*this, m_, kernel, index, count}.step(in); });
+  std::atomic<int64_t>* counters = counters_.restart();
+  parallel([&](int index, int count) {
+    Thread{*this, m_, kernel, index, count, counters}.step(in, all, both, text, audio);
+  });
 }
 
 }  // namespace antiphon

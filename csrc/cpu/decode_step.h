@@ -1,6 +1,6 @@
-// One decode step of the dual-head model over a batch, as a single job: weights and buffers are bound once, then each
-// step is one call. It runs the same kernels in the same order as the operators do, so its results are theirs, bit
-// for bit. Reference behaviour, section 8.
+// One step of the dual-head model over a batch, decodes and prompts, as a single job: weights and buffers are bound once,
+// then each step is one call. It runs the same kernels in the same order as the operators do, so its results are theirs,
+// bit for bit. Reference behaviour, section 8.
 #pragma once
 
 #include <atomic>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "counters.h"
 #include "kernels.h"
 
 namespace antiphon {
@@ -40,11 +41,13 @@ struct ModelWeights {
   std::vector<LayerWeights> trunk, upper;
 };
 
-// Rows of one attention launch, one per sequence.
+// Rows of one attention launch, those of a sequence one after the other.
 struct DecodeLayout {
   int64_t num_rows, max_pages;
-  const int64_t *positions, *slots;
-  const int32_t *block_tables, *seq_lens;
+  const int64_t *positions, *slots;              // [num_rows]
+  const int32_t *block_tables, *seq_lens;        // [sequences, max_pages], [sequences]
+  int64_t num_sequences = num_rows;
+  const int32_t* first_rows = nullptr;           // [sequences + 1], or null: each has one row
 };
 
 struct DecodeInput {
@@ -56,24 +59,32 @@ struct DecodeInput {
   int64_t num_head_rows, head_split;
   void *text_logits, *audio_logits;     // [head_split, vocabulary], [num_head_rows - head_split, vocabulary]
   const SampleTokensArgs *text_draw = nullptr, *audio_draw = nullptr;  // what to draw from them, or null
+  const void* features = nullptr;       // as dual_embed takes them
+  const int64_t* feature_rows = nullptr;
 };
+
+// Rows of a step at most: for more, what single calls of operators cost is little, and buffers of this size much.
+constexpr int64_t kMaxStepRows = 256;
 
 class DecodeStep {
  public:
   explicit DecodeStep(ModelWeights weights);
-  // At most kMaxSkinnyRows rows in the trunk and in each branch.
+  // At most kMaxStepRows rows in the trunk and in each branch; more than kMaxSkinnyRows where every matrix has a kernel for
+  // many rows.
   void run(const DecodeInput& input);
   const ModelWeights& weights() const { return m_; }
 
  private:
   struct Thread;
-  char* buffer(int64_t elements_per_row, int64_t rows);
+  struct Part;
+  void reserve(int64_t rows, int64_t most);
 
   const ModelWeights m_;
-  std::vector<AlignedMemory> memory_;
-  std::vector<int32_t> starts_;  // 0, 1, 2, ...: cu_seqlens of one-row sequences
+  std::vector<int32_t> starts_;  // 0, 1, 2, ...: first rows of one-row sequences
   std::unique_ptr<std::atomic<int64_t>[]> claims_;  // [2 sets][2 branches][threads], kClaimStride apart
-  char *x_, *residual_, *y_, *state_, *qkv_, *q_, *attended_, *gate_up_, *activated_;
+  PassCounters counters_;
+  Aligned<char> x_, residual_, y_, state_, qkv_, q_, attended_, gate_up_, activated_;
+  Aligned<char> packed_rows_, packed_keys_;  // x as maps of many rows read it; keys and values of prompts
 };
 
 }  // namespace antiphon

@@ -192,6 +192,8 @@ struct DualEmbedArgs {
   const void* table;         // [vocabulary, hidden]
   void* out;                 // [num_rows, hidden]
   int64_t num_rows, hidden;
+  const void* features = nullptr;         // [.., hidden], or null: no row has one
+  const int64_t* feature_rows = nullptr;  // [num_rows], into features, negative for none
 };
 
 struct GatherAddArgs {

@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <memory>
 
 #include "aligned.h"
+#include "counters.h"
 #include "kernels.h"
 
 namespace antiphon {
@@ -53,20 +53,6 @@ struct PassOperand {
                                 : linear_wide_workspace(rows, rows, k) * size_of(format.dtype));
     if (format.fixed) scales.reserve((rows + kPassRows - 1) / kPassRows * kPassRows);
   }
-};
-
-class PassCounters {
- public:
-  explicit PassCounters(int64_t size) : size_(size), counters_(new std::atomic<int64_t>[size]) {}
-  // All zero.
-  std::atomic<int64_t>* restart() {
-    for (int64_t i = 0; i < size_; ++i) counters_[i].store(0, std::memory_order_relaxed);
-    return counters_.get();
-  }
-
- private:
-  int64_t size_;
-  std::unique_ptr<std::atomic<int64_t>[]> counters_;
 };
 
 // One thread's walk through a pass. All walk the same phases.

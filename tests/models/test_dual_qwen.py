@@ -11,6 +11,7 @@ import torch
 from antiphon.prompt import make_prompt
 from antiphon.request import SamplingParams, sampling_params
 from antiphon.solo import SoloRun
+from antiphon_kernels.linear_weight import dequantize_weight
 
 PREFILL = ("text_only", "audio_only", "multi_turn_audio")
 
@@ -65,7 +66,8 @@ def check_all_positions(runtime, hidden, branch, matrix, key, want):
     """Logits of every position: arg max, the eight best, logsumexp and a slice."""
     norm = runtime.llm.final_norm[branch]
     x = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + runtime.config.llm.rms_norm_eps) * norm
-    logits = x @ runtime.llm.weights[matrix].T
+    weight, codes = runtime.llm.weights[matrix], runtime.llm.weights.get(f"{matrix}.scale")
+    logits = x @ (weight if codes is None else dequantize_weight(weight, codes, torch.float32)).T
     best = logits.topk(2)
     clear = (best.values[:, 0] - best.values[:, 1]).numpy() > 5e-3
     assert (best.indices[:, 0].numpy() == want[f"{key}_argmax"])[clear].all()

@@ -1,4 +1,4 @@
-"""The native decode step against the operators it is made of: the same logits and the same pages, bit for bit."""
+"""The native step, of decodes and of prompts, against the operators it is made of: the same logits and the same pages, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from antiphon_kernels.native import available
 if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
-from antiphon_kernels.native.decode_step import DecodeStep, available_for
+from antiphon_kernels import _native
+from antiphon_kernels.native.decode_step import MAX_STEP_ROWS, DecodeStep, available_for
 
 CONFIG = LlmConfig(
     vocab_size=301,
@@ -38,7 +39,7 @@ CONFIG = LlmConfig(
     max_positions=128,
     special=SpecialTokens.from_num_base(100),
 )
-PAGES = 40
+PAGES = 60
 
 
 def layer(c: LlmConfig, prefix: str, branches: int, random) -> dict[str, torch.Tensor]:
@@ -122,6 +123,121 @@ LAYOUTS = {
     "mixed": step_layout([0, 2, 4], [1, 2], silent=(2,)),
     "delay": step_layout([0, 1], [0, 1], silent=()),
 }
+
+
+def ragged_attention(rows: list[int], cached: list[int]) -> AttentionLayout:
+    """Sequences with so many rows each, behind so many positions; pages of a sequence are three."""
+    tables = torch.arange(3 * len(rows), dtype=torch.int32).view(-1, 3)
+    positions = torch.cat([torch.arange(c, c + n) for n, c in zip(rows, cached)] or [torch.empty(0, dtype=torch.int64)])
+    sequence = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows, dtype=torch.int64))
+    lengths = torch.tensor([n + c for n, c in zip(rows, cached)], dtype=torch.int32)
+    first = torch.tensor([0, *rows]).cumsum(0).int()
+    return AttentionLayout(
+        positions, tables[sequence, positions // 16].long() * 16 + positions % 16, tables, first, lengths, max([0, *rows])
+    )
+
+
+def ragged_layout(rows: list[int], cached: list[int], text: list[int], audio: list[int], silent: tuple[int, ...] = ()):
+    """Sequences 0, 1, ... with so many ``rows``; each wants logits of its last one unless it is ``silent``."""
+    chosen, first = [*text, *audio], torch.tensor([0, *rows]).cumsum(0)
+    last = torch.tensor([rows[s] for s in chosen]).cumsum(0) - 1
+    wants = [i for i, s in enumerate(chosen) if s not in silent]
+    return StepLayout(
+        trunk=ragged_attention(rows, cached),
+        upper=ragged_attention([rows[s] for s in chosen], [cached[s] for s in chosen]),
+        upper_rows=torch.cat([torch.arange(first[s], first[s + 1]) for s in chosen]),
+        split=sum(rows[s] for s in text),
+        num_text_sequences=len(text),
+        head_rows=last[wants],
+        head_split=sum(i < len(text) for i in wants),
+    )
+
+
+PROMPTS = {
+    "one": ragged_layout([33], [0], [0], [0]),
+    "few rows": ragged_layout([7, 1, 3], [0, 20, 9], [0, 1, 2], [1, 2]),
+    "text only, chunks": ragged_layout([20, 19], [0, 16], [0, 1], [], silent=(0,)),
+    "audio only": ragged_layout([18], [5], [], [0]),
+    "beside decodes": ragged_layout([1, 1, 40, 17, 1], [3, 40, 0, 8, 17], [0, 2, 3], [0, 1, 2, 4], silent=(2,)),
+    "decodes of many": ragged_layout([1] * 13, [2 * i for i in range(13)], list(range(13)), list(range(4))),
+    "branches of few": ragged_layout([17, 1, 1], [0, 3, 4], [1], [1, 2]),
+    "nobody wants logits": ragged_layout([30], [0], [0], [0], silent=(0,)),
+}
+
+
+def fused_input(model: DualQwen, count: int, dtype: torch.dtype):
+    """Ids and features of ``count`` rows, two of three with a feature, in any order."""
+    audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
+    feature_rows = torch.where(torch.arange(count) % 3 > 0, torch.arange(count).flip(0), -1)
+    return audio_ids, text_ids, torch.randn(count, model.config.hidden_size).to(dtype), feature_rows
+
+
+def prompts_equal_the_operators(model: DualQwen, plain: DualQwen, layout, dtype, with_threads) -> None:
+    """Over the operators' way through ``plain``, with features and without."""
+    c, count = model.config, layout.trunk.positions.shape[0]
+    ours, theirs = pages(c, dtype), pages(c, dtype)
+    step = DecodeStep(model, ours.trunk, ours.upper, c.num_text_layers, c.num_audio_layers)
+    assert step.fits(layout)
+    audio_ids, text_ids, features, rows = fused_input(model, count, dtype)
+    for given in ((features, rows), (None, torch.full((count,), -1))):
+        with ak.use_backend("native"):
+            expected = plain.logits(plain.hidden(plain.embed(audio_ids, text_ids, *given), layout, theirs), layout)
+        for threads in (1, 2, 3, 7):
+            got = with_threads(threads, lambda given=given: step(audio_ids, text_ids, layout, *given))
+            assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1]), threads
+        assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+
+
+def takes_prompts(dtype: torch.dtype) -> bool:
+    """Whether the instruction set in use has kernels of its own for many rows of plain weights."""
+    return _native.isa() != "scalar" and (_native.isa() != "amx" or dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("longer", ["text", "audio", "equal"])
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_prompts_equal_the_operators(name, longer, dtype, isa, with_threads):
+    change = {"text": {}, "audio": {"num_layers": 3, "num_audio_layers": 3}, "equal": {"num_layers": 4}}[longer]
+    model, layout = build_model(replace(CONFIG, **change), dtype), PROMPTS[name]
+    rows = max(layout.trunk.positions.shape[0], layout.split, layout.upper_rows.shape[0] - layout.split)
+    if rows > 16 and not takes_prompts(dtype):
+        kv = pages(model.config, dtype)
+        assert not DecodeStep(model, kv.trunk, kv.upper, 3, 2).fits(layout)
+        return
+    prompts_equal_the_operators(model, model, layout, dtype, with_threads)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "compact", "mixed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_prompts_with_stored_weights(scheme, dtype, isa, with_threads):
+    """Quantised, compact, and some of each beside plain ones."""
+    if not takes_prompts(dtype) and scheme == "mixed" or isa == "scalar":
+        pytest.skip("more than 16 rows are PyTorch's there")
+    config, layout = replace(CONFIG, hidden_size=128, intermediate_size=128, head_dim=32), PROMPTS["beside decodes"]
+    half = build_model(config, torch.bfloat16)
+    if scheme == "compact":
+        # Against plain ones in the same kernels, where those are the operators'.
+        model, plain = widened(compacted(half, MATRICES), dtype), widened(half, dtype)
+        plain = plain if takes_prompts(dtype) else model
+    elif scheme == "mixed":
+        model = widened(compacted(half, ("o_weight", "audio_head")), dtype)
+        plain = model = quantised(model, {"down": "int4", "lm_head": "int8"})
+    else:
+        plain = model = quantised(widened(half, dtype), dict.fromkeys(MATRICES, scheme))
+    prompts_equal_the_operators(model, plain, layout, dtype, with_threads)
+
+
+def test_a_row_has_the_same_bits_whatever_ran_before(isa):
+    """Buffers that a longer step has grown and filled."""
+    if isa == "scalar":
+        pytest.skip("more than 16 rows are PyTorch's there")
+    model, kv = build_model(CONFIG, torch.bfloat16), pages(CONFIG, torch.bfloat16)
+    step = DecodeStep(model, kv.trunk, kv.upper, 3, 2)
+    short, long = PROMPTS["one"], PROMPTS["beside decodes"]
+    run = lambda layout: step(*fused_input(model, len(layout.trunk.positions), torch.bfloat16)[:2], layout)
+    before = run(short)
+    run(long)
+    assert all(torch.equal(a, b) for a, b in zip(before, run(short)))
 
 
 @pytest.mark.parametrize("longer", ["text", "audio", "equal"])
@@ -249,8 +365,10 @@ def test_refuses_what_it_cannot_run():
     model, kv = build_model(CONFIG, torch.float32), pages(CONFIG, torch.float32)
     step = DecodeStep(model, kv.trunk, kv.upper, 3, 2)
     layout = LAYOUTS["one"]
-    assert not step.fits(replace(layout, trunk=replace(layout.trunk, max_seqlen_q=2)))
-    assert not step.fits(replace(layout, trunk=replace(layout.trunk, positions=torch.zeros(17, dtype=torch.int64))))
+    assert step.fits(layout)
+    too_many = torch.zeros(MAX_STEP_ROWS + 1, dtype=torch.int64)
+    assert not step.fits(replace(layout, trunk=replace(layout.trunk, positions=too_many)))
+    assert not step.fits(replace(layout, trunk=replace(layout.trunk, positions=too_many[:0])))
     with ak.use_backend("reference"):
         assert not step.fits(layout)
     assert not available_for(model, kv.trunk.half(), kv.upper)

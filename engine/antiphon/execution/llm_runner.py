@@ -229,10 +229,10 @@ class LlmRunner:
     def _logits(
         self, batch: StepBatch, layout: StepLayout, observe: Callable[[str, Tensor], None] | None
     ) -> tuple[Tensor, Tensor]:
-        """The network and its heads; a pure decode step is one native call where that is bound."""
+        """The network and its heads, one native call where that is bound and takes so many rows."""
         audio_ids, text_ids, features, feature_rows = self._inputs(batch)
-        if self._decode_step and not observe and features is None and self._decode_step.fits(layout):
-            return self._decode_step(audio_ids, text_ids, layout)
+        if self._decode_step and not observe and self._decode_step.fits(layout):
+            return self._decode_step(audio_ids, text_ids, layout, features, feature_rows)
         x = self.model.embed(audio_ids, text_ids, features, feature_rows)
         if observe:
             observe("embed", x)

@@ -1,7 +1,7 @@
-"""A whole decode step of the dual-head model as one native call: weights, pages and buffers are bound once.
+"""A whole step of the dual-head model, decodes and prompts, as one native call: weights, pages and buffers are bound once.
 
 The same kernels in the same order as the operators, so logits are equal to theirs bit for bit; what is saved is the
-way through Python and the dispatcher, ten operators a layer.
+way through Python and the dispatcher, ten operators a layer, and waking threads as often.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from .. import operator
 from ..linear import linear
 from ..linear_weight import LinearWeight
 from .arguments import DTYPES, pointer
-from .linear import MAX_ROWS
+from .linear import MAX_ROWS, takes_many
+from .linear_compact import runs_wide
+from .linear_quantized import max_rows
 
+MAX_STEP_ROWS = 256
+"""Rows of a branch that a step takes (kMaxStepRows in csrc/cpu/decode_step.h)."""
 FORMATS = {"plain": 0, "int8": 1, "int4": 2, "compact": 3}
 """The Format enum of the C++ side."""
 
@@ -53,8 +57,8 @@ class Attention(Protocol):
     positions: Tensor
     slots: Tensor
     block_tables: Tensor
+    cu_seqlens_q: Tensor
     seq_lens: Tensor
-    max_seqlen_q: int
 
 
 class Layout(Protocol):
@@ -113,6 +117,9 @@ class DecodeStep:
 
         self._keep = (model, kv_trunk, kv_upper)
         self._dtype, self._vocabulary = model.embed_table.dtype, model.lm_head.num_outputs
+        layers = (*model.trunk, *model.upper)
+        matrices = [model.lm_head, model.audio_head, *(m for layer in layers for m in _matrices(layer))]
+        self._kinds = {(m.scheme, m.num_inputs) for m in matrices}
         first = model.trunk[0]
         page_size, num_kv_heads, head_dim = kv_trunk.shape[3:]
         hidden, intermediate = model.embed_table.shape[1], first.down.num_inputs
@@ -129,21 +136,40 @@ class DecodeStep:
         )
 
     def fits(self, layout: Layout) -> bool:
-        """True if every sequence has one row, no part has more than 16, and the native backend is in use."""
-        if not chosen():
+        """True if the native backend is in use, and the operators of so many rows are all native kernels too."""
+        trunk, split, upper = layout.trunk.positions.shape[0], layout.split, layout.upper_rows.shape[0]
+        if not trunk or not chosen():
             return False
-        split, upper = layout.split, layout.upper_rows.shape[0]
-        rows = max(layout.trunk.positions.shape[0], split, upper - split)
-        return 0 < rows <= MAX_ROWS and max(layout.trunk.max_seqlen_q, layout.upper.max_seqlen_q) == 1
+        rows = max(trunk, split, upper - split)
+        return rows <= MAX_ROWS or (rows <= MAX_STEP_ROWS and self._takes_many(rows))
 
-    def __call__(self, audio_ids: Tensor, text_ids: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Ids int64 [T] → text logits [head_split, V] and audio logits [n - head_split, V] of the wanted rows."""
+    def _takes_many(self, rows: int) -> bool:
+        """Whether so many rows of a branch, more than :data:`MAX_ROWS`, go through native kernels whatever matrix they meet."""
+        return all(
+            takes_many(self._dtype, inputs) if scheme == "plain" else runs_wide() if scheme == "compact" else rows <= max_rows()
+            for scheme, inputs in self._kinds
+        )
+
+    def __call__(
+        self,
+        audio_ids: Tensor,
+        text_ids: Tensor,
+        layout: Layout,
+        features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Ids int64 [T] → text logits [head_split, V] and audio logits [n - head_split, V] of the wanted rows.
+
+        ``features`` [F, H] and ``feature_rows`` int64 [T] as ``dual_embed`` takes them.
+        """
         if operator.counting:
             operator.calls["decode_step", "native"] += 1
         text = torch.empty(layout.head_split, self._vocabulary, dtype=self._dtype)
         audio = torch.empty(layout.head_rows.shape[0] - layout.head_split, self._vocabulary, dtype=self._dtype)
         trunk, upper = _contiguous(layout.trunk), _contiguous(layout.upper)
         ids = (audio_ids.contiguous(), text_ids.contiguous())
+        if features is not None:
+            features, feature_rows = features.to(self._dtype).contiguous(), feature_rows.contiguous()
         self.bound.run(
             ids[0].data_ptr(),
             ids[1].data_ptr(),
@@ -156,6 +182,8 @@ class DecodeStep:
             layout.head_split,
             text.data_ptr(),
             audio.data_ptr(),
+            pointer(features),
+            0 if features is None else feature_rows.data_ptr(),
         )
         return text, audio
 
@@ -174,10 +202,11 @@ def _addresses(layer: Layer, kv: Tensor) -> list[int]:
     return [*(t.data_ptr() for t in vectors), *(part for m in _matrices(layer) for part in _matrix(m))]
 
 
-def _contiguous(a: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return a.positions.contiguous(), a.slots.contiguous(), a.block_tables.contiguous(), a.seq_lens.contiguous()
+def _contiguous(a: Attention) -> tuple[Tensor, ...]:
+    return tuple(t.contiguous() for t in (a.positions, a.slots, a.block_tables, a.seq_lens, a.cu_seqlens_q))
 
 
-def _describe(tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> list[int]:
-    positions, _, tables, _ = tensors
-    return [positions.shape[0], tables.shape[1], *(t.data_ptr() for t in tensors)]
+def _describe(tensors: tuple[Tensor, ...]) -> list[int]:
+    """Rows, pages of a table's row, sequences, and where the tensors lie."""
+    positions, _, tables, lengths, _ = tensors
+    return [positions.shape[0], tables.shape[1], lengths.shape[0], *(t.data_ptr() for t in tensors)]

@@ -27,11 +27,11 @@ def supports(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, s
     return fits(x, weight) and has_rows(weight) and (bias is None or fits(x, bias))
 
 
-def fits_wide(x: torch.Tensor) -> bool:
-    """True where :func:`wide_linear` serves many rows as well as oneDNN."""
+def takes_many(dtype: torch.dtype, inputs: int) -> bool:
+    """True where :func:`wide_linear` serves many rows of so many ``inputs`` as well as oneDNN."""
     isa = _native.isa()
     if isa == "amx":
-        return x.dtype == torch.bfloat16 and (x.shape[1] % TILE_DEPTH == 0 or x.shape[1] <= NARROW)
+        return dtype == torch.bfloat16 and (inputs % TILE_DEPTH == 0 or inputs <= NARROW)
     return isa != "scalar"
 
 
@@ -41,7 +41,7 @@ def native_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     rows = max(split, x.shape[0] - split)
     if rows <= MAX_ROWS:
         return skinny_linear(x, weight, bias, split)
-    return (wide_linear if fits_wide(x) else reference)(x, weight, bias, split)
+    return (wide_linear if takes_many(x.dtype, x.shape[1]) else reference)(x, weight, bias, split)
 
 
 def skinny_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split: int) -> torch.Tensor:

@@ -61,9 +61,14 @@ def native_linear_compact(
 ) -> torch.Tensor:
     """x [T, in], weight uint8 [B, out, in * 3 / 2], codes [N], bias [B, out] → [T, out]."""
     wide = max(split, x.shape[0] - split) > MAX_ROWS
-    if wide and _native.isa() == "scalar":
+    if wide and not runs_wide():
         return native_linear(x, widen_native(weight, codes).to(x.dtype), bias, split)
     return launch(x, weight, codes, bias, split, wide)
+
+
+def runs_wide() -> bool:
+    """Whether a native kernel serves more than :data:`MAX_ROWS` of a branch."""
+    return _native.isa() != "scalar"
 
 
 def launch(
