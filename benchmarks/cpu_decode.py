@@ -29,7 +29,7 @@ from antiphon_kernels.linear_compact import compact
 from antiphon_kernels.linear_int4 import quantize as quantize_int4
 from antiphon_kernels.linear_int8 import quantize as quantize_int8
 from antiphon_kernels.native import available, status
-from antiphon_kernels.native.decode_step import DecodeStep
+from antiphon_kernels.native.model_step import ModelStep
 from antiphon_kernels.weights_memory import WeightsMemory
 
 from .report import add_json_option, publish, table
@@ -137,7 +137,7 @@ def measure(
     model = DualQwen(c, weights)
     sizes = sizes_for(c, max(batches) * -(-context // PAGE_SIZE) * PAGE_SIZE)
     kv = allocate(c, sizes, working_dtype(scheme), torch.device("cpu"))
-    step = DecodeStep(model, kv.trunk, kv.upper, c.num_text_layers, c.num_audio_layers)
+    step = ModelStep(model, kv.trunk, kv.upper, c.num_text_layers, c.num_audio_layers)
     rows = []
     for batch in batches:
         layout, ids = step_layout(batch, context), torch.arange(batch)

@@ -29,7 +29,7 @@ from antiphon.checkpoint.safetensors_writer import Specs, write_tensors
 from antiphon.config import QuantizationConfig
 from antiphon.execution.kv_cache import allocate, sizes_for
 from antiphon.models.dual_qwen import DualQwen
-from antiphon_kernels.native import bind_decode_step, status
+from antiphon_kernels.native import bind_model_step, status
 
 from .cpu_decode import step_layout
 from .report import add_json_option, publish, table
@@ -60,7 +60,7 @@ def measure(folder: Path, steps: int) -> dict:
     weights = checkpoint.load_llm(config, torch.bfloat16)
     c, load_s = config.llm, time.perf_counter() - start
     model, kv = DualQwen(c, weights), allocate(c, sizes_for(c, CONTEXT), torch.bfloat16, torch.device("cpu"))
-    step = bind_decode_step(model, kv.trunk, kv.upper, c.num_text_layers, c.num_audio_layers)
+    step = bind_model_step(model, kv.trunk, kv.upper, c.num_text_layers, c.num_audio_layers)
     layout, ids = step_layout(1, CONTEXT), torch.zeros(1, dtype=torch.int64)
     times = []
     for _ in range(steps + 1):

@@ -22,7 +22,7 @@ from antiphon.checkpoint.compact import compact_matrices
 from antiphon.config import LlmConfig
 from antiphon.execution.kv_cache import PAGE_SIZE, allocate, sizes_for
 from antiphon.models.dual_qwen import AttentionLayout, DualQwen, KVPages, StepLayout
-from antiphon_kernels.native import bind_decode_step
+from antiphon_kernels.native import bind_model_step
 from antiphon_kernels.weights_memory import WeightsMemory
 
 WORKERS = Path(__file__).parent / "peer_workers"
@@ -102,7 +102,7 @@ class Antiphon:
         self.pages = -(-max_len // PAGE_SIZE)
         sizes = sizes_for(config, max_batch * self.pages * PAGE_SIZE)
         self.kv: KVPages = allocate(config, sizes, torch.bfloat16, torch.device("cpu"))
-        self.step = bind_decode_step(self.model, self.kv.trunk, self.kv.upper, config.num_text_layers, 0)
+        self.step = bind_model_step(self.model, self.kv.trunk, self.kv.upper, config.num_text_layers, 0)
 
     def forward(self, ids: Tensor, start: int) -> Tensor:
         """ids [S, n] at positions from ``start`` → logits [S, V] of each sequence's last one."""

@@ -97,7 +97,7 @@ def compare(ours: Antiphon, peer: Transformers | Worker, options: argparse.Names
         rows.append(row("decode", batch, peer.name, times, batch * options.steps))
         with operator.count_calls() as calls:
             ours.decode(batch, options.context, 2)
-            rows[-1]["native_steps"] = calls["decode_step", "native"] / 2
+            rows[-1]["native_steps"] = calls["model_step", "native"] / 2
     times = pairs(partial(ours.prefill, options.prompt), partial(peer.prefill, options.prompt), options.repeats)
     return [*rows, row("prefill", options.prompt, peer.name, times, options.prompt)]
 

@@ -4,7 +4,7 @@
 #include <memory>
 #include <utility>
 
-#include "decode_step.h"
+#include "model_step.h"
 #include "draft_length.h"
 #include "encoder_pass.h"
 #include "flow_pass.h"
@@ -65,10 +65,10 @@ std::vector<LayerWeights> all_layers(const std::vector<Addresses>& layers) {
 
 // sizes: hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size, vocabulary, num_text_layers,
 // num_audio_layers; model: embed, final_norm, lm_head (3), audio_head (3), cos, sin.
-std::unique_ptr<DecodeStep> decode_step(int dtype, const std::vector<int64_t>& sizes, float eps,
+std::unique_ptr<ModelStep> model_step(int dtype, const std::vector<int64_t>& sizes, float eps,
                                         const Addresses& model, const std::vector<Addresses>& trunk,
                                         const std::vector<Addresses>& upper) {
-  return std::make_unique<DecodeStep>(
+  return std::make_unique<ModelStep>(
       ModelWeights{static_cast<DType>(dtype), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4),
                    sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8), eps, at(model.at(0)), at(model.at(1)),
                    matrix(model, 2), matrix(model, 5), at<float>(model.at(8)), at<float>(model.at(9)),
@@ -76,16 +76,16 @@ std::unique_ptr<DecodeStep> decode_step(int dtype, const std::vector<int64_t>& s
 }
 
 // layout: num_rows, max_pages, num_sequences, addresses of positions, slots, block_tables, seq_lens, first rows.
-DecodeLayout decode_layout(const std::vector<int64_t>& v) {
+AttentionRows attention_rows(const std::vector<int64_t>& v) {
   return {v.at(0), v.at(1), at<int64_t>(v.at(3)), at<int64_t>(v.at(4)), at<int32_t>(v.at(5)), at<int32_t>(v.at(6)),
           v.at(2), at<int32_t>(v.at(7))};
 }
 
-void run_decode_step(DecodeStep& step, Address audio_ids, Address text_ids, const std::vector<int64_t>& trunk,
+void run_model_step(ModelStep& step, Address audio_ids, Address text_ids, const std::vector<int64_t>& trunk,
                      const std::vector<int64_t>& upper, Address upper_rows, int64_t split, Address head_rows,
                      int64_t num_head_rows, int64_t head_split, Address text_logits, Address audio_logits,
                      Address features, Address feature_rows) {
-  const DecodeInput input{at<int64_t>(audio_ids), at<int64_t>(text_ids), decode_layout(trunk), decode_layout(upper),
+  const StepInput input{at<int64_t>(audio_ids), at<int64_t>(text_ids), attention_rows(trunk), attention_rows(upper),
                           at<int64_t>(upper_rows), split, at<int64_t>(head_rows), num_head_rows, head_split,
                           at(text_logits), at(audio_logits), nullptr, nullptr, at(features),
                           at<int64_t>(feature_rows)};
@@ -95,9 +95,9 @@ void run_decode_step(DecodeStep& step, Address audio_ids, Address text_ids, cons
 
 // sampling: temperature, penalty, top_k, window, seeds; sizes: num_slots, capacity, head_delay; ids as above;
 // draft may be None.
-std::unique_ptr<TokenStep> token_step(DecodeStep& step, const std::vector<Address>& state,
+std::unique_ptr<TokenStep> token_step(ModelStep& step, const std::vector<Address>& state,
                                       const std::vector<Address>& sampling, const std::vector<int64_t>& sizes,
-                                      const std::vector<int64_t>& ids, DecodeStep* draft) {
+                                      const std::vector<int64_t>& ids, ModelStep* draft) {
   return std::make_unique<TokenStep>(
       step, RequestState{stream_state(state, sizes.at(1)), at<float>(sampling.at(0)), at<float>(sampling.at(1)),
                          at<int64_t>(sampling.at(2)), at<int64_t>(sampling.at(3)), at<int64_t>(sampling.at(4)),
@@ -189,7 +189,7 @@ void bind_networks(py::module_& m) {
       .def("run", &run_packed_conv)
       .def_property_readonly("bytes", &PackedConv::bytes);
   py::class_<AmpBlocks>(m, "AmpBlocks").def(py::init(&amp_blocks)).def("run", &run_amp_blocks);
-  py::class_<DecodeStep>(m, "DecodeStep").def(py::init(&decode_step)).def("run", &run_decode_step);
+  py::class_<ModelStep>(m, "ModelStep").def(py::init(&model_step)).def("run", &run_model_step);
   py::class_<EncoderPass>(m, "EncoderPass").def(py::init(&encoder_pass)).def("run", &run_encoder_pass);
   py::class_<FlowPass>(m, "FlowPass")
       .def(py::init(&flow_pass))

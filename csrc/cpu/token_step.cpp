@@ -33,12 +33,12 @@ void TokenStep::Rows::add(const TokenBatch& batch, int group, int64_t slot, int6
   seq_lens.push_back(static_cast<int32_t>(position + 1));
 }
 
-DecodeLayout TokenStep::Rows::layout(int64_t width) const {
+AttentionRows TokenStep::Rows::layout(int64_t width) const {
   return {static_cast<int64_t>(positions.size()), width, positions.data(), cache.data(), tables.data(),
           seq_lens.data()};
 }
 
-TokenStep::TokenStep(DecodeStep& step, const RequestState& state, DecodeStep* draft)
+TokenStep::TokenStep(ModelStep& step, const RequestState& state, ModelStep* draft)
     : step_(step), draft_(draft), state_(state), draft_lengths_(state.num_slots, kFirstDraft) {
   const ModelWeights& m = step.weights();
   const int64_t bytes = kMaxSkinnyRows * m.vocabulary * (m.dtype == DType::f32 ? 4 : 2);
@@ -97,7 +97,7 @@ SampleTokensArgs TokenStep::sampling(Draws& draws, int stream) const {
 }
 
 // The network over what was gathered, and the tokens that its heads draw.
-void TokenStep::network(DecodeStep& step, const TokenBatch& batch) {
+void TokenStep::network(ModelStep& step, const TokenBatch& batch) {
   std::vector<int64_t> audio, text;
   for (const Place& p : places_) {
     const Pair newest = pair_at(batch.slots[p.row], p.length - 1);
@@ -111,7 +111,7 @@ void TokenStep::network(DecodeStep& step, const TokenBatch& batch) {
 }
 
 // One step over the places: their pairs, before the state machine. A stream without a head there gets blank.
-void TokenStep::draw(DecodeStep& step, const TokenBatch& batch) {
+void TokenStep::draw(ModelStep& step, const TokenBatch& batch) {
   gather(batch);
   network(step, batch);
   pairs_.assign(places_.size(), {state_.ids.text_blank, state_.ids.text_blank});

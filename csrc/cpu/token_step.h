@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "decode_step.h"
+#include "model_step.h"
 
 namespace antiphon {
 
@@ -48,7 +48,7 @@ struct StepWork {
 class TokenStep {
  public:
   // draft: the same model with other matrices, on the same pages; null for none.
-  TokenStep(DecodeStep& step, const RequestState& state, DecodeStep* draft);
+  TokenStep(ModelStep& step, const RequestState& state, ModelStep* draft);
 
   // `steps` steps one after the other, whose pages must all be there. drawn [steps, 4, num_rows]: text, audio,
   // text_ended, stop. A request that stops runs no further; its entries behind that mean nothing. Throws where a slot,
@@ -63,7 +63,7 @@ class TokenStep {
 
     void clear();
     void add(const TokenBatch& batch, int group, int64_t slot, int64_t position, int64_t width, int64_t page_size);
-    DecodeLayout layout(int64_t width) const;
+    AttentionRows layout(int64_t width) const;
   };
   // Where a pair is drawn: a row of the batch, and how many pairs its request has before it.
   struct Place {
@@ -90,17 +90,17 @@ class TokenStep {
   void accept(const TokenBatch& batch, int64_t* drawn, StepWork& work);
   void fill(const TokenBatch& batch, int64_t steps, int64_t* drawn) const;
 
-  void draw(DecodeStep& step, const TokenBatch& batch);
+  void draw(ModelStep& step, const TokenBatch& batch);
   void gather(const TokenBatch& batch);
   void gather_branch(const TokenBatch& batch, int group, const bool* runs);
-  void network(DecodeStep& step, const TokenBatch& batch);
+  void network(ModelStep& step, const TokenBatch& batch);
   SampleTokensArgs sampling(Draws& draws, int stream) const;
   Pair advance(const TokenBatch& batch, size_t place);
   Pair pair_at(int64_t slot, int64_t step) const;
   void write(const TokenBatch& batch, int64_t row, int64_t step, Pair pair, int64_t* drawn) const;
 
-  DecodeStep& step_;
-  DecodeStep* draft_;
+  ModelStep& step_;
+  ModelStep* draft_;
   const RequestState state_;
   AlignedMemory logits_[2];  // [kMaxSkinnyRows, vocabulary] each
   Rows trunk_, upper_;

@@ -70,7 +70,7 @@ def answers_are_the_same(plain, compact, requests) -> None:
     expected = Outcome(plain, requests, 8)
     with count_calls() as calls:
         got = Outcome(compact, requests, 8)
-    assert calls["token_step", "native"] > 10 and calls["decode_step", "native"] > 0 and not calls["linear", "native"]
+    assert calls["token_step", "native"] > 10 and calls["model_step", "native"] > 0 and not calls["linear", "native"]
     same(got, expected)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from antiphon_kernels import advance_streams, sample_tokens
-from antiphon_kernels.native import bind_decode_step, bind_token_step
+from antiphon_kernels.native import bind_model_step, bind_token_step
 
 from ..config import LlmConfig
 from ..errors import ConfigError, EngineError
@@ -29,7 +29,7 @@ from .kv_cache import KVSizes, allocate
 from .step_batch import AttentionPlanner, HeadUse, StepBatch, build_layout
 
 if TYPE_CHECKING:
-    from antiphon_kernels.native.decode_step import DecodeStep
+    from antiphon_kernels.native.model_step import ModelStep
     from antiphon_kernels.native.token_step import TokenStep
 
 
@@ -204,7 +204,8 @@ class LlmRunner:
     ) -> PendingStep:
         """Everything of :meth:`run` but waiting for the tokens: on a GPU the host goes on at once.
 
-        A decode step is one replay of a graph or one native call where there is one that fits, else operators.
+        A decode step is one replay of a graph or one native call where there is one that fits, as is a step with prompts one
+        native call; else operators.
 
         ``steps`` > 1: so many decode steps of at most :attr:`max_launch` sequences, whose pages for all of them are there.
         """
@@ -231,20 +232,20 @@ class LlmRunner:
     ) -> tuple[Tensor, Tensor]:
         """The network and its heads, one native call where that is bound and takes so many rows."""
         audio_ids, text_ids, features, feature_rows = self._inputs(batch)
-        if self._decode_step and not observe and self._decode_step.fits(layout):
-            return self._decode_step(audio_ids, text_ids, layout, features, feature_rows)
+        if self._model_step and not observe and self._model_step.fits(layout):
+            return self._model_step(audio_ids, text_ids, layout, features, feature_rows)
         x = self.model.embed(audio_ids, text_ids, features, feature_rows)
         if observe:
             observe("embed", x)
         return self.model.logits(self.model.hidden(x, layout, self.kv, observe), layout)
 
     @cached_property
-    def _decode_step(self) -> DecodeStep | None:
+    def _model_step(self) -> ModelStep | None:
         return self._bind(self.model)
 
-    def _bind(self, model: DualQwen) -> DecodeStep | None:
+    def _bind(self, model: DualQwen) -> ModelStep | None:
         c = self.config
-        return bind_decode_step(model, self.kv.trunk, self.kv.upper, c.num_text_layers, c.num_audio_layers)
+        return bind_model_step(model, self.kv.trunk, self.kv.upper, c.num_text_layers, c.num_audio_layers)
 
     @cached_property
     def _token_step(self) -> TokenStep | None:
@@ -257,7 +258,7 @@ class LlmRunner:
                 f"the draft's matrices, {self.config.hidden_size} wide, do not fit the native kernels: int8 needs "
                 "multiples of 64, int4 of 128; load the model without a draft"
             )
-        return bind_token_step(self._decode_step, self.state, self.delay, draft)
+        return bind_token_step(self._model_step, self.state, self.delay, draft)
 
     def copy_pages(self, trunk: list[tuple[int, int]], upper: list[tuple[int, int]]) -> None:
         """Copy whole pages (source, target) in every layer of the trunk or of the upper tensor."""

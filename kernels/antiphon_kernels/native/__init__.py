@@ -25,19 +25,19 @@ def status() -> str:
     return f"native CPU operators: {_native.isa()}, {_native.num_threads()} threads"
 
 
-def bind_decode_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_layers: int):
-    """The ``decode_step.DecodeStep`` of a model and its pages, or None where the native path cannot run it."""
+def bind_model_step(model, kv_trunk, kv_upper, num_text_layers: int, num_audio_layers: int):
+    """The ``model_step.ModelStep`` of a model and its pages, or None where the native path cannot run it."""
     if not available:
         return None
-    from .decode_step import DecodeStep, available_for
+    from .model_step import ModelStep, available_for
 
     if not available_for(model, kv_trunk, kv_upper):
         return None
-    return DecodeStep(model, kv_trunk, kv_upper, num_text_layers, num_audio_layers)
+    return ModelStep(model, kv_trunk, kv_upper, num_text_layers, num_audio_layers)
 
 
 def bind_token_step(step, state, head_delay: int, draft=None):
-    """The ``token_step.TokenStep`` of a bound decode step, its draft and the requests' state, or None without a step."""
+    """The ``token_step.TokenStep`` of a bound model step, its draft and the requests' state, or None without a step."""
     if step is None:
         return None
     from .token_step import TokenStep

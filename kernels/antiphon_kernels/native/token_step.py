@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import operator
 from .arguments import are
-from .decode_step import DecodeStep, chosen
 from .linear import MAX_ROWS
+from .model_step import ModelStep, chosen
 
 
 class State(Protocol):
@@ -67,14 +67,14 @@ class Steps(NamedTuple):
 
 
 class TokenStep:
-    """Bound to a decode step and the state of its requests; keeps them alive.
+    """Bound to a model step and the state of its requests; keeps them alive.
 
     Args:
         head_delay: steps of a request in which the audio head does not run.
         draft: the same model with smaller matrices, bound to the same pages.
     """
 
-    def __init__(self, step: DecodeStep, state: State, head_delay: int, draft: DecodeStep | None = None):
+    def __init__(self, step: ModelStep, state: State, head_delay: int, draft: ModelStep | None = None):
         from .. import _native
 
         streams = (state.text_history, state.audio_history, state.history_len, state.text_ended, state.stop)

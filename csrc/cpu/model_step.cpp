@@ -1,4 +1,4 @@
-#include "decode_step.h"
+#include "model_step.h"
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@ int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 }  // namespace
 
-DecodeStep::DecodeStep(ModelWeights weights)
+ModelStep::ModelStep(ModelWeights weights)
     : m_(std::move(weights)),
       // Of every layer four maps and attention's two, and the heads.
       counters_(6 * static_cast<int64_t>(m_.trunk.size() + m_.upper.size()) + 2) {
@@ -25,7 +25,7 @@ DecodeStep::DecodeStep(ModelWeights weights)
 }
 
 // Buffers for so many rows, of which at most `most` are of one branch.
-void DecodeStep::reserve(int64_t rows, int64_t most) {
+void ModelStep::reserve(int64_t rows, int64_t most) {
   const int64_t size = size_of(m_.dtype), heads = m_.num_heads * m_.head_dim;
   const int64_t qkv = heads + 2 * m_.num_kv_heads * m_.head_dim;
   for (Aligned<char>* of_hidden : {&x_, &residual_, &y_, &state_}) of_hidden->reserve(rows * m_.hidden * size);
@@ -40,8 +40,8 @@ void DecodeStep::reserve(int64_t rows, int64_t most) {
 }
 
 // Rows [begin, end) of a layout, whole sequences, with what attention needs for those of them that are prompts.
-struct DecodeStep::Part {
-  Part(const ModelWeights& m, const DecodeLayout& all, int64_t begin, int64_t end) {
+struct ModelStep::Part {
+  Part(const ModelWeights& m, const AttentionRows& all, int64_t begin, int64_t end) {
     const auto sequence = [&](int64_t row) {
       const int32_t* first = all.first_rows;
       return first ? std::lower_bound(first, first + all.num_sequences + 1, row) - first : row;
@@ -62,7 +62,7 @@ struct DecodeStep::Part {
 
   int64_t packed_bytes() const { return prompts ? prompts->packed_bytes() : 0; }
 
-  DecodeLayout layout;
+  AttentionRows layout;
   std::vector<int32_t> first_rows;
   std::optional<AttentionUnits> prompts;  // none: every sequence has one row
   AttentionPlan plan{};
@@ -70,8 +70,8 @@ struct DecodeStep::Part {
 
 // One thread's walk through the step. Each method is one or more phases; a phase ends when all threads have finished
 // it. Rows of both branches stand in every buffer, text first.
-struct DecodeStep::Thread {
-  const DecodeStep& s;
+struct ModelStep::Thread {
+  const ModelStep& s;
   const ModelWeights& m;
   const Kernels& kernel;
   const int index, count;
@@ -152,7 +152,7 @@ struct DecodeStep::Thread {
   }
 
   void attention(const LayerWeights& w, const Part& part) const {
-    const DecodeLayout& l = part.layout;
+    const AttentionRows& l = part.layout;
     phase(kernel.rope_cache,
           RopeCacheArgs{m.dtype, s.qkv_.data(), l.positions, m.cos, m.sin, l.slots, w.k_cache, w.v_cache, s.q_.data(), l.num_rows,
                         m.num_heads, m.num_kv_heads, m.head_dim});
@@ -185,7 +185,7 @@ struct DecodeStep::Thread {
     linear(s.activated_.data(), w.down, nullptr, s.x_.data(), rows, split, m.hidden, m.intermediate);
   }
 
-  void trunk(const DecodeInput& in, const Part& part) const {
+  void trunk(const StepInput& in, const Part& part) const {
     const int64_t rows = in.trunk.num_rows;
     restart(0);
     phase(kernel.dual_embed, DualEmbedArgs{m.dtype, in.audio_ids, in.text_ids, m.embed, s.residual_.data(), rows, m.hidden,
@@ -203,7 +203,7 @@ struct DecodeStep::Thread {
     gather(s.x_.data(), s.residual_.data(), nullptr, state, rows);
   }
 
-  void heads(const DecodeInput& in) const {
+  void heads(const StepInput& in) const {
     const int64_t text = in.head_split, audio = in.num_head_rows - text;
     gather(s.state_.data(), nullptr, in.head_rows, s.x_.data(), in.num_head_rows);
     norm(s.x_.data(), nullptr, m.final_norm, s.y_.data(), in.num_head_rows, text);
@@ -214,12 +214,12 @@ struct DecodeStep::Thread {
   }
 
   // Both streams at once: one hands out rows from the first thread on, the other from the last.
-  void draw(const DecodeInput& in) const {
+  void draw(const StepInput& in) const {
     if (in.text_draw) kernel.sample_tokens(*in.text_draw, index, count);
     if (in.audio_draw) kernel.sample_tokens(*in.audio_draw, count - 1 - index, count);
   }
 
-  void step(const DecodeInput& in, const Part& all, const Part& both, const Part& text, const Part& audio) const {
+  void step(const StepInput& in, const Part& all, const Part& both, const Part& text, const Part& audio) const {
     trunk(in, all);
     const int64_t rows = in.upper.num_rows, paired = std::min(m.num_text_layers, m.num_audio_layers);
     gather(s.x_.data(), s.residual_.data(), in.upper_rows, s.state_.data(), rows);
@@ -231,10 +231,10 @@ struct DecodeStep::Thread {
   }
 };
 
-void DecodeStep::run(const DecodeInput& in) {
+void ModelStep::run(const StepInput& in) {
   const int64_t rows = in.trunk.num_rows, branches = in.upper.num_rows;
   const int64_t most = std::max({rows, in.split, branches - in.split});
-  if (most > kMaxStepRows || rows < 1) throw std::invalid_argument("decode step: 1 to 256 rows");
+  if (most > kMaxStepRows || rows < 1) throw std::invalid_argument("model step: 1 to 256 rows");
   reserve(std::max(rows, branches), most);
   Part all(m_, in.trunk, 0, rows), both(m_, in.upper, 0, branches), text(m_, in.upper, 0, in.split),
       audio(m_, in.upper, in.split, branches);

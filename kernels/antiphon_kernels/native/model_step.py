@@ -6,6 +6,7 @@ way through Python and the dispatcher, ten operators a layer, and waking threads
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from .linear_compact import runs_wide
 from .linear_quantized import max_rows
 
 MAX_STEP_ROWS = 256
-"""Rows of a branch that a step takes (kMaxStepRows in csrc/cpu/decode_step.h)."""
+"""Rows of a branch that a step takes (kMaxStepRows in csrc/cpu/model_step.h)."""
 FORMATS = {"plain": 0, "int8": 1, "int4": 2, "compact": 3}
 """The Format enum of the C++ side."""
 
@@ -74,11 +75,10 @@ class Layout(Protocol):
 
 def available_for(model: Model, kv_trunk: Tensor, kv_upper: Tensor) -> bool:
     """True if all is contiguous on the CPU, vectors and pages of one native dtype, matrices of it or compact, int8 or int4."""
-    dtype, layers = model.embed_table.dtype, (*model.trunk, *model.upper)
+    dtype, matrices = model.embed_table.dtype, _all_matrices(model)
     vectors = [model.embed_table, model.final_norm, kv_trunk, kv_upper]
-    for layer in layers:
+    for layer in (*model.trunk, *model.upper):
         vectors += [layer.input_norm, layer.qkv.bias, layer.post_norm]
-    matrices = [model.lm_head, model.audio_head, *(m for layer in layers for m in _matrices(layer))]
     tensors = [*vectors, *(m.weight for m in matrices), *(m.scale for m in matrices if m.scale is not None)]
     return (
         dtype in DTYPES
@@ -104,7 +104,15 @@ def _runs(matrix: LinearWeight, dtype: torch.dtype) -> bool:
     return matrix.scheme == "int4" and matrix.scale.dtype == torch.bfloat16
 
 
-class DecodeStep:
+def _most_rows(scheme: str, dtype: torch.dtype, inputs: int) -> float:
+    """Rows of a branch up to which the operator of such a matrix is a native kernel."""
+    if scheme in ("int8", "int4"):
+        return max_rows()
+    many = takes_many(dtype, inputs) if scheme == "plain" else runs_wide()
+    return math.inf if many else MAX_ROWS
+
+
+class ModelStep:
     """Bound to one model and its pages; keeps them alive. Check :func:`available_for` first. ``bound`` is the C++ object.
 
     Args:
@@ -117,16 +125,14 @@ class DecodeStep:
 
         self._keep = (model, kv_trunk, kv_upper)
         self._dtype, self._vocabulary = model.embed_table.dtype, model.lm_head.num_outputs
-        layers = (*model.trunk, *model.upper)
-        matrices = [model.lm_head, model.audio_head, *(m for layer in layers for m in _matrices(layer))]
-        self._kinds = {(m.scheme, m.num_inputs) for m in matrices}
+        self._kinds = {(m.scheme, self._dtype, m.num_inputs) for m in _all_matrices(model)}
         first = model.trunk[0]
         page_size, num_kv_heads, head_dim = kv_trunk.shape[3:]
         hidden, intermediate = model.embed_table.shape[1], first.down.num_inputs
         sizes = [hidden, intermediate, first.num_heads, num_kv_heads, head_dim, page_size, self._vocabulary]
         heads = [*_matrix(model.lm_head), *_matrix(model.audio_head)]
         ends = [model.embed_table.data_ptr(), model.final_norm.data_ptr(), *heads]
-        self.bound = _native.DecodeStep(
+        self.bound = _native.ModelStep(
             DTYPES[self._dtype],
             [*sizes, num_text_layers, num_audio_layers],
             first.eps,
@@ -141,14 +147,7 @@ class DecodeStep:
         if not trunk or not chosen():
             return False
         rows = max(trunk, split, upper - split)
-        return rows <= MAX_ROWS or (rows <= MAX_STEP_ROWS and self._takes_many(rows))
-
-    def _takes_many(self, rows: int) -> bool:
-        """Whether so many rows of a branch, more than :data:`MAX_ROWS`, go through native kernels whatever matrix they meet."""
-        return all(
-            takes_many(self._dtype, inputs) if scheme == "plain" else runs_wide() if scheme == "compact" else rows <= max_rows()
-            for scheme, inputs in self._kinds
-        )
+        return rows <= MAX_ROWS or rows <= min(MAX_STEP_ROWS, *(_most_rows(*kind) for kind in self._kinds))
 
     def __call__(
         self,
@@ -163,7 +162,7 @@ class DecodeStep:
         ``features`` [F, H] and ``feature_rows`` int64 [T] as ``dual_embed`` takes them.
         """
         if operator.counting:
-            operator.calls["decode_step", "native"] += 1
+            operator.calls["model_step", "native"] += 1
         text = torch.empty(layout.head_split, self._vocabulary, dtype=self._dtype)
         audio = torch.empty(layout.head_rows.shape[0] - layout.head_split, self._vocabulary, dtype=self._dtype)
         trunk, upper = _contiguous(layout.trunk), _contiguous(layout.upper)
@@ -188,12 +187,16 @@ class DecodeStep:
         return text, audio
 
 
+def _all_matrices(model: Model) -> list[LinearWeight]:
+    return [model.lm_head, model.audio_head, *(m for layer in (*model.trunk, *model.upper) for m in _matrices(layer))]
+
+
 def _matrices(layer: Layer) -> tuple[LinearWeight, ...]:
     return layer.qkv, layer.output, layer.gate_up, layer.down
 
 
 def _matrix(matrix: LinearWeight) -> list[int]:
-    """Format (enum Format of csrc/cpu/decode_step.h), weight, scale."""
+    """Format (enum Format of csrc/cpu/model_step.h), weight, scale."""
     return [FORMATS[matrix.scheme], matrix.weight.data_ptr(), pointer(matrix.scale)]
 
 

@@ -19,7 +19,7 @@ if not available:
     pytest.skip("native module not built", allow_module_level=True)
 
 from antiphon_kernels import _native
-from antiphon_kernels.native.decode_step import MAX_STEP_ROWS, DecodeStep, available_for
+from antiphon_kernels.native.model_step import MAX_STEP_ROWS, ModelStep, available_for
 
 CONFIG = LlmConfig(
     vocab_size=301,
@@ -176,7 +176,7 @@ def prompts_equal_the_operators(model: DualQwen, plain: DualQwen, layout, dtype,
     """Over the operators' way through ``plain``, with features and without."""
     c, count = model.config, layout.trunk.positions.shape[0]
     ours, theirs = pages(c, dtype), pages(c, dtype)
-    step = DecodeStep(model, ours.trunk, ours.upper, c.num_text_layers, c.num_audio_layers)
+    step = ModelStep(model, ours.trunk, ours.upper, c.num_text_layers, c.num_audio_layers)
     assert step.fits(layout)
     audio_ids, text_ids, features, rows = fused_input(model, count, dtype)
     for given in ((features, rows), (None, torch.full((count,), -1))):
@@ -202,7 +202,7 @@ def test_prompts_equal_the_operators(name, longer, dtype, isa, with_threads):
     rows = max(layout.trunk.positions.shape[0], layout.split, layout.upper_rows.shape[0] - layout.split)
     if rows > 16 and not takes_prompts(dtype):
         kv = pages(model.config, dtype)
-        assert not DecodeStep(model, kv.trunk, kv.upper, 3, 2).fits(layout)
+        assert not ModelStep(model, kv.trunk, kv.upper, 3, 2).fits(layout)
         return
     prompts_equal_the_operators(model, model, layout, dtype, with_threads)
 
@@ -232,7 +232,7 @@ def test_a_row_has_the_same_bits_whatever_ran_before(isa):
     if isa == "scalar":
         pytest.skip("more than 16 rows are PyTorch's there")
     model, kv = build_model(CONFIG, torch.bfloat16), pages(CONFIG, torch.bfloat16)
-    step = DecodeStep(model, kv.trunk, kv.upper, 3, 2)
+    step = ModelStep(model, kv.trunk, kv.upper, 3, 2)
     short, long = PROMPTS["one"], PROMPTS["beside decodes"]
     run = lambda layout: step(*fused_input(model, len(layout.trunk.positions), torch.bfloat16)[:2], layout)
     before = run(short)
@@ -253,7 +253,7 @@ def test_equals_the_operators(name, longer, dtype, isa, with_threads):
         x = model.embed(audio_ids, text_ids, None, torch.full((count,), -1))
         expected = model.logits(model.hidden(x, layout, theirs), layout)
     assert available_for(model, ours.trunk, ours.upper)
-    step = DecodeStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
+    step = ModelStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
     assert step.fits(layout)
     for threads in (1, 2, 3, 7):  # of seven some find no rows of their own
         got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
@@ -285,7 +285,7 @@ def test_equals_the_operators_with_quantised_weights(scheme, dtype, isa, with_th
         x = model.embed(audio_ids, text_ids, None, torch.full((5,), -1))
         expected = model.logits(model.hidden(x, layout, theirs), layout)
     assert available_for(model, ours.trunk, ours.upper)
-    step = DecodeStep(model, ours.trunk, ours.upper, 3, 2)
+    step = ModelStep(model, ours.trunk, ours.upper, 3, 2)
     got = with_threads(2, lambda: step(audio_ids, text_ids, layout))
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
     assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
@@ -328,7 +328,7 @@ def test_compact_weights_give_what_the_plain_ones_give(name, dtype, inner, kinds
         x = plain.embed(audio_ids, text_ids, None, torch.full((count,), -1))
         expected = plain.logits(plain.hidden(x, layout, theirs), layout)
     assert available_for(model, ours.trunk, ours.upper)
-    step = DecodeStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
+    step = ModelStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
     for threads in (1, 2, 3, 7):
         got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
@@ -347,7 +347,7 @@ def test_compact_weights_beside_quantised_ones(isa, with_threads):
         x = half.embed(audio_ids, text_ids, None, torch.full((5,), -1))
         expected = half.logits(half.hidden(x, layout, theirs), layout)
     assert available_for(model, ours.trunk, ours.upper)
-    step = DecodeStep(model, ours.trunk, ours.upper, 3, 2)
+    step = ModelStep(model, ours.trunk, ours.upper, 3, 2)
     got = with_threads(2, lambda: step(audio_ids, text_ids, layout))
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
@@ -363,7 +363,7 @@ def test_everything_beside_compact_weights_is_of_one_dtype():
 
 def test_refuses_what_it_cannot_run():
     model, kv = build_model(CONFIG, torch.float32), pages(CONFIG, torch.float32)
-    step = DecodeStep(model, kv.trunk, kv.upper, 3, 2)
+    step = ModelStep(model, kv.trunk, kv.upper, 3, 2)
     layout = LAYOUTS["one"]
     assert step.fits(layout)
     too_many = torch.zeros(MAX_STEP_ROWS + 1, dtype=torch.int64)

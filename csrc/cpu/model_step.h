@@ -42,7 +42,7 @@ struct ModelWeights {
 };
 
 // Rows of one attention launch, those of a sequence one after the other.
-struct DecodeLayout {
+struct AttentionRows {
   int64_t num_rows, max_pages;
   const int64_t *positions, *slots;              // [num_rows]
   const int32_t *block_tables, *seq_lens;        // [sequences, max_pages], [sequences]
@@ -50,9 +50,9 @@ struct DecodeLayout {
   const int32_t* first_rows = nullptr;           // [sequences + 1], or null: each has one row
 };
 
-struct DecodeInput {
+struct StepInput {
   const int64_t *audio_ids, *text_ids;  // [trunk.num_rows]
-  DecodeLayout trunk, upper;
+  AttentionRows trunk, upper;
   const int64_t* upper_rows;            // [upper.num_rows], rows of the trunk; text first, `split` of them
   int64_t split;
   const int64_t* head_rows;             // [num_head_rows], rows of the upper part; text first, `head_split` of them
@@ -66,12 +66,12 @@ struct DecodeInput {
 // Rows of a step at most: for more, what single calls of operators cost is little, and buffers of this size much.
 constexpr int64_t kMaxStepRows = 256;
 
-class DecodeStep {
+class ModelStep {
  public:
-  explicit DecodeStep(ModelWeights weights);
+  explicit ModelStep(ModelWeights weights);
   // At most kMaxStepRows rows in the trunk and in each branch; more than kMaxSkinnyRows where every matrix has a kernel for
   // many rows.
-  void run(const DecodeInput& input);
+  void run(const StepInput& input);
   const ModelWeights& weights() const { return m_; }
 
  private:
