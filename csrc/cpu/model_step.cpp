@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "attention_plan.h"
@@ -234,7 +235,9 @@ struct ModelStep::Thread {
 void ModelStep::run(const StepInput& in) {
   const int64_t rows = in.trunk.num_rows, branches = in.upper.num_rows;
   const int64_t most = std::max({rows, in.split, branches - in.split});
-  if (most > kMaxStepRows || rows < 1) throw std::invalid_argument("model step: 1 to 256 rows");
+  if (most > kMaxStepRows || rows < 1)
+    throw std::invalid_argument("model step: expected 1 to " + std::to_string(kMaxStepRows) +
+                                " rows of the trunk and at most as many of a branch, got " + std::to_string(most));
   reserve(std::max(rows, branches), most);
   Part all(m_, in.trunk, 0, rows), both(m_, in.upper, 0, branches), text(m_, in.upper, 0, in.split),
       audio(m_, in.upper, in.split, branches);

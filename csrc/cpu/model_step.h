@@ -64,7 +64,7 @@ struct StepInput {
 };
 
 // Rows of a step at most: for more, what single calls of operators cost is little, and buffers of this size much.
-constexpr int64_t kMaxStepRows = 256;
+constexpr int64_t kMaxStepRows = 512;
 
 class ModelStep {
  public:

@@ -12,6 +12,7 @@ from benchmarks.peer_models import Antiphon, Transformers, Worker, hf_weights, s
 from benchmarks.plain_modules import PlainDit, PlainLlm, PlainVocoder
 from speech_models import load_speech
 
+from antiphon.checkpoint import load_llm
 from antiphon.checkpoint.presets import half_billion
 from antiphon.models.flow_dit import FlowBatch, FlowWindow
 from antiphon.request import SamplingParams
@@ -47,7 +48,7 @@ def test_language_model_step_by_step(tiny_runtime):
     message = {"role": "user", "message_type": "text", "content": "hello"}
     prompt = make_prompt([message], "both", tiny_runtime.builder, tiny_runtime.encoder)
     solo = SoloRun(tiny_runtime.llm, prompt, SamplingParams(max_new_tokens=3), 0, both_heads=True)
-    plain, ids = PlainLlm(tiny_runtime.config.llm, tiny_runtime.llm.weights), (prompt.audio_ids, prompt.text_ids)
+    plain, ids = PlainLlm(tiny_runtime.config.llm, load_llm(tiny_runtime.config, torch.float32)), (prompt.audio_ids, prompt.text_ids)
     for step in solo.steps(keep_logits=True):
         x = tiny_runtime.llm.embed(*ids, None, torch.full_like(ids[0], -1))
         for got, want in zip(plain(x), (step.output.text_logits, step.output.audio_logits)):

@@ -21,7 +21,7 @@ from .linear import MAX_ROWS, takes_many
 from .linear_compact import runs_wide
 from .linear_quantized import max_rows
 
-MAX_STEP_ROWS = 256
+MAX_STEP_ROWS = 512
 """Rows of a branch that a step takes (kMaxStepRows in csrc/cpu/model_step.h)."""
 FORMATS = {"plain": 0, "int8": 1, "int4": 2, "compact": 3}
 """The Format enum of the C++ side."""
