@@ -60,15 +60,16 @@ tiles: $(VENV)/.ready
 	PYTHONPATH="$(CURDIR)/$(tiles)/package" OMP_NUM_THREADS=1 ANTIPHON_CPU_THREADS=1 \
 		$(run) -m pytest -n $(JOBS) --dist worksteal $(tests)
 
-# Passes whose threads have rows of their own, under ThreadSanitizer: three minutes. By hand, after changes to them: it cannot run
-# on every kernel.
+# Passes whose threads have rows of their own, and steps with prompts, under ThreadSanitizer: four minutes. By hand, after changes
+# to them: it cannot run on every kernel.
 racing := build/races
 races: $(VENV)/.ready
 	$(call variant,$(racing),-DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DANTIPHON_SANITIZE=thread)
 	LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=1 \
 		TSAN_OPTIONS="suppressions=$(CURDIR)/tests/native/races.supp exitcode=66" \
 		PYTHONPATH="$(CURDIR)/$(racing)/package" $(run) -m pytest -q tests/native/test_flow_pass.py \
-		tests/native/test_encoder_pass.py -k "panels or silence or fills"
+		tests/native/test_encoder_pass.py tests/native/test_model_step.py \
+		-k "panels or silence or fills or (prompts and (avx2 or bf16) and not audio)"
 
 $(VENV)/.torch:
 	@test -n "$(PYTHON)" || { echo "Antiphon needs Python 3.10 to 3.13; none is on PATH (set PYTHON=...)" >&2; exit 1; }
