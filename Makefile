@@ -38,7 +38,8 @@ rm -rf $(1)/package && cp -r kernels $(1)/package
 cp $(1)/_native*.so $(1)/package/antiphon_kernels/
 endef
 comma := ,
-# Where the CPU has no tiles of its own, what is written for them is tested on emulated ones (csrc/cpu/emulated_tiles.h).
+# Where the CPU has no tiles of its own but AVX512-BF16, what is written for them is tested on emulated ones
+# (csrc/cpu/emulated_tiles.h); on others those tests are skipped.
 emulate := $(shell grep -qw amx_tile /proc/cpuinfo 2>/dev/null && echo OFF || echo ON)
 
 # The native tests under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set, on a copy of the package.

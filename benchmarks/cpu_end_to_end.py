@@ -4,7 +4,7 @@ Both answer the same spoken questions, greedily, at batch 1, in one working prec
 ``--dtypes`` says others (in any, speech codes are made in float32). With ``--weights int8 int4`` our language model is
 ``antiphon quantize``'s conversion, the plain side's stays as it is: other answers, of as many steps. With ``--draft int8``
 or ``int4`` a quantised copy of our model proposes its tokens: the same answers, and a line says how many it foresaw. With
-``--compact off`` our bfloat16 matrices stay as they are in memory; the plain side's always do. The
+``--compact off`` our matrices stay as they are in memory; the plain side's always do. The
 plain side does what the official code does (``plain_modules``): encoders on PyTorch operators, both branches and both heads at every position, growing
 caches, per-frame modulations, half of each chunk vocoded again. Ours is the engine as ``KimiAudio.generate`` runs it, with the
 same chunks and overlap. Times by part: recordings, language model, flow matching, vocoder; the rest is everything between.

@@ -89,7 +89,7 @@ def as_loaded(weights: dict[str, Tensor], compact: bool) -> dict[str, Tensor]:
 
 
 class Antiphon:
-    """Our model: prefill through the operators, decode steps as the engine runs them, arg max instead of its sampler.
+    """Our model: prompts and decode steps as the engine runs them, arg max instead of its sampler.
 
     The second stream gets the token id 0, whose embedding is set to zero, so the model is a plain Qwen2.
     """

@@ -112,11 +112,9 @@ void linear_int4(int dtype, Address x, int64_t x_stride, Address weight, Address
 // Splits x into planes in `workspace`, linear_planes_bytes() of it, and says where they are.
 SplitRows split_planes(DType dtype, const void* x, int64_t x_stride, Address workspace, int64_t num_rows, int64_t split,
                     int64_t k, std::atomic<int64_t>& next) {
-  auto* planes = at<int8_t>(workspace);
-  const int64_t blocks = plane_blocks(split) + plane_blocks(num_rows - split);
-  auto* steps = reinterpret_cast<float*>(planes + blocks * 16 * 2 * k);
-  launch(kernels().linear_planes, PlanesArgs{dtype, x, x_stride, planes, steps, num_rows, split, k});
-  return {planes, steps, &next};
+  const PlanesArgs args = planes_in(at<int8_t>(workspace), dtype, x, x_stride, num_rows, split, k);
+  launch(kernels().linear_planes, args);
+  return {args.planes, args.steps, &next};
 }
 
 void linear_int8_wide(int dtype, Address x, int64_t x_stride, Address weight, Address scale, Address bias, Address out,
@@ -164,10 +162,7 @@ void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Add
                                 page_size, num_heads, num_kv_heads, head_dim, scale};
   launch(kernels().paged_attention, args);
   AttentionUnits units(num_kv_heads, head_dim);
-  for (int64_t s = 0; s < num_seqs; ++s) {
-    const int64_t rows = args.cu_seqlens_q[s + 1] - args.cu_seqlens_q[s];
-    units.add(rows > 1 ? rows * (num_heads / num_kv_heads) : 0, args.seq_lens[s]);
-  }
+  units.add_prompts(args.cu_seqlens_q, args.seq_lens, num_seqs, num_heads / num_kv_heads);
   if (units.rows() > 0) launch(kernels().paged_prefill, PagedPrefillArgs{args, units.plan()});
 }
 

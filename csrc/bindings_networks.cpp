@@ -4,10 +4,10 @@
 #include <memory>
 #include <utility>
 
-#include "model_step.h"
 #include "draft_length.h"
 #include "encoder_pass.h"
 #include "flow_pass.h"
+#include "model_step.h"
 #include "token_step.h"
 #include "vocoder.h"
 
@@ -65,9 +65,8 @@ std::vector<LayerWeights> all_layers(const std::vector<Addresses>& layers) {
 
 // sizes: hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size, vocabulary, num_text_layers,
 // num_audio_layers; model: embed, final_norm, lm_head (3), audio_head (3), cos, sin.
-std::unique_ptr<ModelStep> model_step(int dtype, const std::vector<int64_t>& sizes, float eps,
-                                        const Addresses& model, const std::vector<Addresses>& trunk,
-                                        const std::vector<Addresses>& upper) {
+std::unique_ptr<ModelStep> model_step(int dtype, const std::vector<int64_t>& sizes, float eps, const Addresses& model,
+                                      const std::vector<Addresses>& trunk, const std::vector<Addresses>& upper) {
   return std::make_unique<ModelStep>(
       ModelWeights{static_cast<DType>(dtype), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4),
                    sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8), eps, at(model.at(0)), at(model.at(1)),
@@ -82,13 +81,12 @@ AttentionRows attention_rows(const std::vector<int64_t>& v) {
 }
 
 void run_model_step(ModelStep& step, Address audio_ids, Address text_ids, const std::vector<int64_t>& trunk,
-                     const std::vector<int64_t>& upper, Address upper_rows, int64_t split, Address head_rows,
-                     int64_t num_head_rows, int64_t head_split, Address text_logits, Address audio_logits,
-                     Address features, Address feature_rows) {
+                    const std::vector<int64_t>& upper, Address upper_rows, int64_t split, Address head_rows,
+                    int64_t num_head_rows, int64_t head_split, Address text_logits, Address audio_logits,
+                    Address features, Address feature_rows) {
   const StepInput input{at<int64_t>(audio_ids), at<int64_t>(text_ids), attention_rows(trunk), attention_rows(upper),
-                          at<int64_t>(upper_rows), split, at<int64_t>(head_rows), num_head_rows, head_split,
-                          at(text_logits), at(audio_logits), nullptr, nullptr, at(features),
-                          at<int64_t>(feature_rows)};
+                        at<int64_t>(upper_rows), split, at<int64_t>(head_rows), num_head_rows, head_split,
+                        at(text_logits), at(audio_logits), nullptr, nullptr, at(features), at<int64_t>(feature_rows)};
   py::gil_scoped_release release;
   step.run(input);
 }

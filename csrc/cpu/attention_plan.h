@@ -25,6 +25,15 @@ class AttentionUnits {
     first_step_.push_back(first_step_.back() + steps - std::min(steps, packed / AttentionPlan::kKeyStep));
   }
 
+  // The sequences of paged attention: those that are prompts, so with `group` query heads a head of keys; the others have
+  // no rows here.
+  void add_prompts(const int32_t* first_rows, const int32_t* seq_lens, int64_t num_sequences, int64_t group) {
+    for (int64_t s = 0; s < num_sequences; ++s) {
+      const int64_t rows = first_rows[s + 1] - first_rows[s];
+      add(rows > 1 ? rows * group : 0, seq_lens[s]);
+    }
+  }
+
   int64_t rows() const { return rows_; }
   int64_t steps() const { return first_step_.back(); }
 

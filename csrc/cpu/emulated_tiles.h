@@ -89,9 +89,9 @@ inline void multiply_halves(int to, int of_a, int of_b) {
   for (int m = 0; m < sums.rows; ++m) {
     __m512 evens = _mm512_setzero_ps(), odds = evens;
     for (int k = 0; k < b.rows; ++k) {
-      const __m512i of_a = _mm512_set1_epi32(word(a, m, k)), of_b = _mm512_load_si512(b.data[k]);
-      evens = _mm512_fmadd_ps(even(of_a), even(of_b), evens);
-      odds = _mm512_fmadd_ps(odd(of_a), odd(of_b), odds);
+      const __m512i left = _mm512_set1_epi32(word(a, m, k)), right = _mm512_load_si512(b.data[k]);
+      evens = _mm512_fmadd_ps(even(left), even(right), evens);
+      odds = _mm512_fmadd_ps(odd(left), odd(right), odds);
     }
     const __m512 sum = _mm512_add_ps(_mm512_load_ps(sums.data[m]), _mm512_add_ps(evens, odds));
     _mm512_store_ps(sums.data[m], _mm512_maskz_mov_ps((1u << sums.bytes / 4) - 1u, sum));
@@ -109,9 +109,9 @@ inline void multiply_bytes(int to, int of_a, int of_b) {
     __m512i sum = _mm512_load_si512(sums.data[m]);
     for (int k = 0; k < b.rows; ++k)
       for (int i = 0; i < 4; ++i) {
-        const __m512i of_b = _mm512_srai_epi32(_mm512_slli_epi32(_mm512_load_si512(b.data[k]), 24 - 8 * i), 24);
-        const __m512i of_a = _mm512_set1_epi32(static_cast<int8_t>(word(a, m, k) >> (8 * i)));
-        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(of_a, of_b));
+        const __m512i right = _mm512_srai_epi32(_mm512_slli_epi32(_mm512_load_si512(b.data[k]), 24 - 8 * i), 24);
+        const __m512i left = _mm512_set1_epi32(static_cast<int8_t>(word(a, m, k) >> (8 * i)));
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(left, right));
       }
     _mm512_store_si512(sums.data[m], sum);
   }

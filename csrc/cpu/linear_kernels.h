@@ -190,6 +190,13 @@ inline int64_t linear_planes_bytes(int64_t num_rows, int64_t split, int64_t k) {
   return (plane_blocks(split) + plane_blocks(num_rows - split)) * 16 * (2 * k + 4);
 }
 
+// In linear_planes_bytes() of `memory`.
+inline PlanesArgs planes_in(int8_t* memory, DType dtype, const void* x, int64_t x_stride, int64_t num_rows, int64_t split,
+                            int64_t k) {
+  const int64_t blocks = plane_blocks(split) + plane_blocks(num_rows - split);
+  return {dtype, x, x_stride, memory, reinterpret_cast<float*>(memory + blocks * 16 * 2 * k), num_rows, split, k};
+}
+
 struct SplitRows {
   const int8_t* planes;
   const float* steps;

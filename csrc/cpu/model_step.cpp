@@ -12,6 +12,8 @@
 namespace antiphon {
 namespace {
 
+constexpr int64_t kRowsAtATime = 64;  // by which buffers grow
+
 int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 }  // namespace
@@ -55,10 +57,7 @@ struct ModelStep::Part {
     layout.first_rows = first_rows.data();
     if (layout.num_rows == layout.num_sequences) return;
     prompts.emplace(m.num_kv_heads, m.head_dim);
-    for (int64_t s = 0; s < layout.num_sequences; ++s) {
-      const int64_t rows = first_rows[s + 1] - first_rows[s];
-      prompts->add(rows > 1 ? rows * (m.num_heads / m.num_kv_heads) : 0, layout.seq_lens[s]);
-    }
+    prompts->add_prompts(layout.first_rows, layout.seq_lens, layout.num_sequences, m.num_heads / m.num_kv_heads);
   }
 
   int64_t packed_bytes() const { return prompts ? prompts->packed_bytes() : 0; }
@@ -116,8 +115,8 @@ struct ModelStep::Thread {
                                                claimed});
     else if (w.format == Format::compact)
       phase(kernel.linear_compact,
-            LinearCompactArgs{m.dtype, x, k, static_cast<const uint8_t*>(w.weight), static_cast<const int32_t*>(w.scale),
-                              bias, out, rows, split, n, k, claimed});
+            LinearCompactArgs{m.dtype, x, k, static_cast<const uint8_t*>(w.weight),
+                              static_cast<const int32_t*>(w.scale), bias, out, rows, split, n, k, claimed});
     else
       phase(kernel.linear, LinearArgs{m.dtype, x, k, w.weight, k, bias, out, rows, split, n, k, claimed});
   }
@@ -127,10 +126,10 @@ struct ModelStep::Thread {
             int64_t k) const {
     std::atomic<int64_t>* claimed = next++;
     if (w.format == Format::int8 || w.format == Format::int4) {
-      auto* planes = reinterpret_cast<int8_t*>(s.packed_rows_.data());
-      auto* steps = reinterpret_cast<float*>(planes + (plane_blocks(split) + plane_blocks(rows - split)) * 16 * 2 * k);
-      phase(kernel.linear_planes, PlanesArgs{m.dtype, x, k, planes, steps, rows, split, k});
-      const SplitRows packed{planes, steps, claimed};
+      const PlanesArgs planes =
+          planes_in(reinterpret_cast<int8_t*>(s.packed_rows_.data()), m.dtype, x, k, rows, split, k);
+      phase(kernel.linear_planes, planes);
+      const SplitRows packed{planes.planes, planes.steps, claimed};
       if (w.format == Format::int8)
         return phase(kernel.linear_int8_wide,
                      LinearInt8WideArgs{{m.dtype, x, k, static_cast<const int8_t*>(w.weight),
@@ -140,8 +139,8 @@ struct ModelStep::Thread {
                                        static_cast<const bf16*>(w.scale), bias, out, rows, split, n, k}, packed});
     }
     const bool plain = w.format == Format::plain;
-    const LinearWideArgs args{m.dtype, x, k, plain ? w.weight : nullptr, plain ? k : 0, bias, out, s.packed_rows_.data(), claimed,
-                              rows, split, n, k};
+    const LinearWideArgs args{m.dtype, x, k, plain ? w.weight : nullptr, plain ? k : 0, bias, out,
+                              s.packed_rows_.data(), claimed, rows, split, n, k};
     phase(kernel.linear_wide_pack, args);
     if (plain) return phase(kernel.linear_wide, args);
     phase(kernel.linear_compact_wide, LinearCompactWideArgs{args, static_cast<const uint8_t*>(w.weight),
@@ -155,8 +154,8 @@ struct ModelStep::Thread {
   void attention(const LayerWeights& w, const Part& part) const {
     const AttentionRows& l = part.layout;
     phase(kernel.rope_cache,
-          RopeCacheArgs{m.dtype, s.qkv_.data(), l.positions, m.cos, m.sin, l.slots, w.k_cache, w.v_cache, s.q_.data(), l.num_rows,
-                        m.num_heads, m.num_kv_heads, m.head_dim});
+          RopeCacheArgs{m.dtype, s.qkv_.data(), l.positions, m.cos, m.sin, l.slots, w.k_cache, w.v_cache, s.q_.data(),
+                        l.num_rows, m.num_heads, m.num_kv_heads, m.head_dim});
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
     const PagedAttentionArgs args{m.dtype, s.q_.data(), w.k_cache, w.v_cache, l.block_tables,
                                   l.first_rows ? l.first_rows : s.starts_.data(), l.seq_lens, s.attended_.data(),
@@ -189,8 +188,8 @@ struct ModelStep::Thread {
   void trunk(const StepInput& in, const Part& part) const {
     const int64_t rows = in.trunk.num_rows;
     restart(0);
-    phase(kernel.dual_embed, DualEmbedArgs{m.dtype, in.audio_ids, in.text_ids, m.embed, s.residual_.data(), rows, m.hidden,
-                                           in.features, in.feature_rows});
+    phase(kernel.dual_embed, DualEmbedArgs{m.dtype, in.audio_ids, in.text_ids, m.embed, s.residual_.data(), rows,
+                                           m.hidden, in.features, in.feature_rows});
     for (size_t i = 0; i < m.trunk.size(); ++i) layer(m.trunk[i], part, rows, i == 0);
   }
 
@@ -235,10 +234,13 @@ struct ModelStep::Thread {
 void ModelStep::run(const StepInput& in) {
   const int64_t rows = in.trunk.num_rows, branches = in.upper.num_rows;
   const int64_t most = std::max({rows, in.split, branches - in.split});
-  if (most > kMaxStepRows || rows < 1)
+  if (rows < 1 || most > kMaxStepRows || in.num_head_rows > branches)
     throw std::invalid_argument("model step: expected 1 to " + std::to_string(kMaxStepRows) +
-                                " rows of the trunk and at most as many of a branch, got " + std::to_string(most));
-  reserve(std::max(rows, branches), most);
+                                " rows of the trunk, at most as many of a branch and logits of some of them, got " +
+                                std::to_string(rows) + ", " + std::to_string(in.split) + " and " +
+                                std::to_string(branches - in.split) + ", logits of " + std::to_string(in.num_head_rows));
+  const int64_t whole = most > kMaxSkinnyRows ? kRowsAtATime : 1;  // so that they seldom grow
+  reserve((std::max(rows, branches) + whole - 1) / whole * whole, most);
   Part all(m_, in.trunk, 0, rows), both(m_, in.upper, 0, branches), text(m_, in.upper, 0, in.split),
       audio(m_, in.upper, in.split, branches);
   Part* parts[] = {&all, &both, &text, &audio};

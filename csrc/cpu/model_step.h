@@ -69,8 +69,8 @@ constexpr int64_t kMaxStepRows = 512;
 class ModelStep {
  public:
   explicit ModelStep(ModelWeights weights);
-  // At most kMaxStepRows rows in the trunk and in each branch; more than kMaxSkinnyRows where every matrix has a kernel for
-  // many rows.
+  // At most kMaxStepRows rows in the trunk and in each branch, else throws; more than kMaxSkinnyRows where every matrix has
+  // a kernel for many rows.
   void run(const StepInput& input);
   const ModelWeights& weights() const { return m_; }
 

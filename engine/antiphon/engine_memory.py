@@ -48,7 +48,7 @@ def engine_memory(runtime: Runtime, config: EngineConfig) -> MemoryPlan:
         num_graphs=launches * len(captured_rows(config)) * len(Kind) + SHAPES_OF_SPEECH if on_gpu else 0,
         speech_batch=config.max_speech_batch,
         num_voices=config.max_voices,
-        packs_windows=not on_gpu and native.available,
+        natively=not on_gpu and native.available,
     )
 
 

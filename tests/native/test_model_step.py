@@ -39,7 +39,7 @@ CONFIG = LlmConfig(
     max_positions=128,
     special=SpecialTokens.from_num_base(100),
 )
-PAGES = 60
+PAGES = 70
 
 
 def layer(c: LlmConfig, prefix: str, branches: int, random) -> dict[str, torch.Tensor]:
@@ -126,8 +126,9 @@ LAYOUTS = {
 
 
 def ragged_attention(rows: list[int], cached: list[int]) -> AttentionLayout:
-    """Sequences with so many rows each, behind so many positions; pages of a sequence are three."""
-    tables = torch.arange(3 * len(rows), dtype=torch.int32).view(-1, 3)
+    """Sequences with so many rows each, behind so many positions."""
+    width = max([0, *(-(-(n + c) // 16) for n, c in zip(rows, cached))])
+    tables = torch.arange(width * len(rows), dtype=torch.int32).view(-1, width)
     positions = torch.cat([torch.arange(c, c + n) for n, c in zip(rows, cached)] or [torch.empty(0, dtype=torch.int64)])
     sequence = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows, dtype=torch.int64))
     lengths = torch.tensor([n + c for n, c in zip(rows, cached)], dtype=torch.int32)
@@ -159,7 +160,7 @@ PROMPTS = {
     "text only, chunks": ragged_layout([20, 19], [0, 16], [0, 1], [], silent=(0,)),
     "audio only": ragged_layout([18], [5], [], [0]),
     "beside decodes": ragged_layout([1, 1, 40, 17, 1], [3, 40, 0, 8, 17], [0, 2, 3], [0, 1, 2, 4], silent=(2,)),
-    "decodes of many": ragged_layout([1] * 13, [2 * i for i in range(13)], list(range(13)), list(range(4))),
+    "decodes of many": ragged_layout([1] * 20, [i for i in range(20)], list(range(18)), list(range(3))),
     "branches of few": ragged_layout([17, 1, 1], [0, 3, 4], [1], [1, 2]),
     "nobody wants logits": ragged_layout([30], [0], [0], [0], silent=(0,)),
 }
@@ -225,6 +226,33 @@ def test_prompts_with_stored_weights(scheme, dtype, isa, with_threads):
     else:
         plain = model = quantised(widened(half, dtype), dict.fromkeys(MATRICES, scheme))
     prompts_equal_the_operators(model, plain, layout, dtype, with_threads)
+
+
+def test_as_many_rows_as_it_takes(isa, with_threads):
+    """In the trunk and in both branches: several chunks of rows and blocks of keys. One more is refused, by either side."""
+    config = replace(CONFIG, max_positions=MAX_STEP_ROWS + 1)
+    model, layout = build_model(config, torch.bfloat16), ragged_layout([MAX_STEP_ROWS], [0], [0], [0])
+    longer = ragged_layout([MAX_STEP_ROWS + 1], [0], [0], [0])
+    kv = pages(config, torch.bfloat16)
+    step = ModelStep(model, kv.trunk, kv.upper, 3, 2)
+    assert step.fits(layout) == takes_prompts(torch.bfloat16) and not step.fits(longer)
+    with pytest.raises(ValueError, match="expected 1 to 512 rows .* got 513, 513 and 513"):
+        step(*fused_input(model, MAX_STEP_ROWS + 1, torch.bfloat16)[:2], longer)
+    with pytest.raises(ValueError, match="logits of 5"):
+        step(*fused_input(model, 1, torch.bfloat16)[:2], replace(LAYOUTS["one"], head_rows=torch.zeros(5, dtype=torch.int64)))
+    if step.fits(layout):
+        prompts_equal_the_operators(model, model, layout, torch.bfloat16, with_threads)
+
+
+def test_quantised_rows_that_it_takes(isa):
+    """As many as the operators' kernels."""
+    config = replace(CONFIG, hidden_size=128, intermediate_size=128, head_dim=32, max_positions=MAX_STEP_ROWS)
+    model = quantised(build_model(config, torch.bfloat16), dict.fromkeys(MATRICES, "int8"))
+    kv = pages(config, torch.bfloat16)
+    step = ModelStep(model, kv.trunk, kv.upper, 3, 2)
+    most = {"scalar": 16, "avx2": 256, "avx512": 256}.get(isa, MAX_STEP_ROWS)
+    for rows in (16, 17, 256, 257, MAX_STEP_ROWS):
+        assert step.fits(ragged_layout([rows], [0], [0], [0])) == (rows <= most), rows
 
 
 def test_a_row_has_the_same_bits_whatever_ran_before(isa):

@@ -30,6 +30,7 @@ def resolve_compact(chosen: bool | None, config: ModelConfig, dtype: torch.dtype
 
     Raises:
         ConfigError: asked for where it cannot be.
+        CheckpointError: files that it must look at are missing or damaged.
     """
     if chosen is False or (chosen is None and not native.prefers_compact(dtype)):
         return False
@@ -37,7 +38,7 @@ def resolve_compact(chosen: bool | None, config: ModelConfig, dtype: torch.dtype
     if chosen is None:
         stays = config.quantization is not None and dtype == torch.bfloat16
         return problem is None and not stays
-    if chosen and problem is not None:
+    if problem is not None:
         raise ConfigError(f"{problem}, or do not ask for them")
     return True
 
@@ -58,8 +59,10 @@ def obstacle_in_files(config: ModelConfig, dtype: torch.dtype) -> str | None:
             return None
         kinds = f"{config.quantization.layers} layers and {config.quantization.heads} heads"
         return f"compact weights are bfloat16, and {config.path} has {kinds}; load the official checkpoint"
+    if dtype == torch.bfloat16:
+        return None
     others = {t.dtype for t in llm_source(config).tensors.values()} - {torch.bfloat16}
-    if dtype == torch.bfloat16 or not others:
+    if not others:
         return None
     kinds = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in others))
     return f"compact weights are bfloat16, and {config.path} has weights in {kinds} that {dtype} keeps; use dtype='bfloat16'"
@@ -75,7 +78,7 @@ def compact_matrices(tensors: Iterable[Named], dtype: torch.dtype = torch.bfloat
         kind = name.rsplit(".", 1)[-1]
         pair = compact(tensor, memory) if kind in MATRICES or kind in HEADS else None
         if pair is None:
-            widens = tensor.dtype == torch.bfloat16 != dtype and kind != "scale"
+            widens = tensor.dtype == torch.bfloat16 and dtype != torch.bfloat16 and kind != "scale"
             yield name, empty_apart(tuple(tensor.shape), dtype).copy_(tensor) if widens else tensor
             continue
         del tensor  # before the next one is read

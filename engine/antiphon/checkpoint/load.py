@@ -36,7 +36,7 @@ def load_llm(
 
     Raises:
         CheckpointError: a file is missing or damaged, or its keys, shapes or kinds are not those of the configuration.
-        ConfigError: ``compact``, and files that keep more in ``dtype`` than bfloat16 holds.
+        ConfigError: ``compact``, and files without bfloat16 matrices, or that keep more in ``dtype`` than bfloat16 holds.
     """
     if compact:
         if (problem := obstacle_in_files(config, dtype)) is not None:

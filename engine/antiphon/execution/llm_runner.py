@@ -204,8 +204,8 @@ class LlmRunner:
     ) -> PendingStep:
         """Everything of :meth:`run` but waiting for the tokens: on a GPU the host goes on at once.
 
-        A decode step is one replay of a graph or one native call where there is one that fits, as is a step with prompts one
-        native call; else operators.
+        A decode step is one replay of a graph or one native call where there is one that fits. A step with prompts is one native
+        call too where that takes so many rows. Everything else runs operators.
 
         ``steps`` > 1: so many decode steps of at most :attr:`max_launch` sequences, whose pages for all of them are there.
         """

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from antiphon_kernels.native import MAX_STEP_ROWS
+
 from ..config import FlowConfig, LlmConfig, ModelConfig, VocoderConfig
 from ..models.flow_dit import MODULATED_ROWS, PACKED_LIMIT
 from .kv_cache import KVSizes, page_bytes
@@ -49,12 +51,12 @@ def memory_plan(
     num_graphs: int = 0,
     speech_batch: int = 16,
     num_voices: int | None = None,
-    packs_windows: bool = False,
+    natively: bool = False,
 ) -> MemoryPlan:
     """The plan of an engine with ``num_slots`` requests at once and ``token_budget`` rows per step.
 
     ``weights``: bytes by part, as loaded; ``num_voices``: streams with a flow window, by default one a request.
-    ``packs_windows``: whether native calls of the flow network keep windows packed, as on a CPU. Workspaces are upper
+    ``natively``: whether networks run as native calls, as on a CPU, which keep their buffers. Workspaces are upper
     bounds from the shapes; CUDA graphs share one pool as large as the largest step. Encoders, language model and speech
     may run at the same time, so their workspaces add up.
     """
@@ -64,11 +66,13 @@ def memory_plan(
         "histories and sampling state": num_slots * (2 * 4 * config.llm.max_positions + 128),
     }
     workspace = {"language model": llm_workspace(config.llm, token_budget, num_slots, dtype)}
+    if natively:
+        workspace["language model, native steps"] = native_step_bytes(config.llm, token_budget, dtype)
     workspace["encoders"] = 6 * 4 * config.whisper.max_positions * config.whisper.ffn_dim
     if config.flow is not None and config.vocoder is not None:
         caches["flow windows"] = (num_voices or num_slots) * flow_window_bytes(config.flow, dtype)
         workspace["flow"] = flow_workspace(config.flow, speech_batch * 168, dtype)
-        if packs_windows:
+        if natively:
             workspace["flow, packed windows"] = flow_packed_bytes(config.flow, speech_batch, dtype)
         workspace["vocoder"] = vocoder_workspace(config.vocoder, speech_batch * 256, dtype)
     if num_graphs:
@@ -86,6 +90,12 @@ def llm_workspace(config: LlmConfig, rows: int, drawing: int, dtype: torch.dtype
     wide = 3 * config.intermediate_size + 2 * config.qkv_size + 6 * config.hidden_size
     logits = 2 * drawing * config.vocab_size * (dtype.itemsize + 4)
     return 2 * rows * wide * dtype.itemsize + logits
+
+
+def native_step_bytes(config: LlmConfig, rows: int, dtype: torch.dtype) -> int:
+    """Buffers of a native step over the rows of both branches (csrc/cpu/model_step.h), without a prompt's packed keys."""
+    wide = 4 * config.intermediate_size + config.qkv_size + 6 * config.hidden_size
+    return 2 * min(rows, MAX_STEP_ROWS) * wide * dtype.itemsize
 
 
 def flow_workspace(config: FlowConfig, rows: int, dtype: torch.dtype) -> int:

@@ -7,6 +7,7 @@ the operator, whatever the maker's; operations are those of the plain product, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 
@@ -32,15 +33,16 @@ def cpu_cases(sizes: Sizes = FULL) -> list[Case]:
 def _linear_compact(s: Sizes) -> Iterator[Case]:
     qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
     shapes = {"qkv": (qkv, s.hidden), "down": (s.hidden, s.intermediate)}
-    for rows in (s.rows[0], *s.rows[-2:]):
+    for rows, dtype in product((s.rows[0], *s.rows[-2:]), (torch.bfloat16, torch.float32)):
         for name, shape in shapes.items():
-            yield Case("linear_compact", f"{name},T={rows}", lambda m, n=rows, w=shape: _compact(m, n, *w))
+            label = f"{name},{str(dtype).removeprefix('torch.')},T={rows}"
+            yield Case("linear_compact", label, lambda m, n=rows, d=dtype, w=shape: _compact(m, d, n, *w))
 
 
-def _compact(m: Maker, rows: int, outputs: int, inputs: int) -> Call:
-    x, bias = m.values(rows, inputs, dtype=torch.bfloat16), m.values(1, outputs, dtype=torch.bfloat16)
+def _compact(m: Maker, dtype: torch.dtype, rows: int, outputs: int, inputs: int) -> Call:
+    x, bias = m.values(rows, inputs, dtype=dtype), m.values(1, outputs, dtype=dtype)
     pair = compact(m.values(1, outputs, inputs, dtype=torch.bfloat16, scale=inputs**-0.5))
-    moved = num_bytes(x, *pair, bias) + 2 * rows * outputs
+    moved = num_bytes(x, *pair, bias) + dtype.itemsize * rows * outputs
     return Call((x, *pair, bias, rows), moved, 2 * rows * outputs * inputs)
 
 

@@ -12,6 +12,9 @@ import logging
 
 BUILD_COMMAND = "pip install -e ."
 
+MAX_STEP_ROWS = 512
+"""Rows of a branch that a native step of the language model takes (kMaxStepRows in csrc/cpu/model_step.h)."""
+
 available = importlib.util.find_spec("antiphon_kernels._native") is not None
 """True if the compiled module is present."""
 

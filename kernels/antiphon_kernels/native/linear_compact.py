@@ -1,6 +1,6 @@
 """Native linear with compact bfloat16 weights, read as they are stored: bit for bit the results of ``native.linear`` with the plain
-ones, for any number of rows; for float32 rows, of which with AMX PyTorch takes many, those of its vectors. On the scalar instruction set PyTorch serves more than :data:`MAX_ROWS` of a branch, with weights
-widened on the way."""
+ones, for any number of rows (with AMX many float32 rows have the results of its vectors, where plain weights are PyTorch's). On the
+scalar instruction set PyTorch serves more than :data:`MAX_ROWS` of a branch, with weights widened on the way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAST = {
 }
 """Instruction sets on which fewer bytes are a shorter decode step (docs/log.md). float32 with AMX was not measured."""
 FAST_WIDE = {torch.bfloat16: ("amx",)}
-"""Those on which bfloat16 networks of many rows gain as well: vectors take 1.03 to 1.17 times as long as with plain weights."""
+"""Those on which bfloat16 networks of many rows gain as well: vectors take 1.01 to 1.17 times as long as with plain weights."""
 
 
 def supports(x, weight, codes, bias, split) -> bool:

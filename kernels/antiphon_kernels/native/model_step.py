@@ -16,13 +16,12 @@ from torch import Tensor
 from .. import operator
 from ..linear import linear
 from ..linear_weight import LinearWeight
+from . import MAX_STEP_ROWS
 from .arguments import DTYPES, pointer
 from .linear import MAX_ROWS, takes_many
 from .linear_compact import runs_wide
 from .linear_quantized import max_rows
 
-MAX_STEP_ROWS = 512
-"""Rows of a branch that a step takes (kMaxStepRows in csrc/cpu/model_step.h)."""
 FORMATS = {"plain": 0, "int8": 1, "int4": 2, "compact": 3}
 """The Format enum of the C++ side."""
 
