@@ -43,7 +43,7 @@ comma := ,
 emulate := $(shell grep -qw amx_tile /proc/cpuinfo 2>/dev/null && echo OFF || echo ON)
 
 # The native tests under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set, on a copy of the package.
-# On two CPUs building takes a minute or two and testing up to five. -g1 is what a stack trace with line numbers needs.
+# On two CPUs building takes two minutes or three and testing up to eight. -g1 is what a stack trace with line numbers needs.
 sanitizer := build/sanitize
 sanitize: $(VENV)/.ready
 	$(call variant,$(sanitizer),-DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DANTIPHON_SANITIZE=address$(comma)undefined \

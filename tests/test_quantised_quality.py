@@ -25,8 +25,11 @@ def test_questions_are_heard_and_answered(demo, tmp_path, scheme):
     with count_calls() as calls:
         report = summarise(evaluate(model, rows))
     assert report.answer_accuracy == 1.0 and report.plain.wer_all == 0.0
-    native = all(calls[step, "native"] for step in ("model_step", "token_step"))
-    assert native if available else calls[f"linear_{scheme}", "reference"]
+    layers = (*model.runtime.llm.trunk, *model.runtime.llm.upper)
+    assert {m.scheme for layer in layers for m in (layer.qkv, layer.output, layer.gate_up, layer.down)} == {scheme}
+    operator = calls[f"linear_{scheme}", "native" if available else "reference"]
+    assert operator or calls["model_step", "native"]  # prompts
+    assert calls["token_step", "native"] or not available
 
 
 def test_a_reservoir_is_an_even_sample():

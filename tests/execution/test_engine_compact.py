@@ -70,7 +70,8 @@ def answers_are_the_same(plain, compact, requests) -> None:
     expected = Outcome(plain, requests, 8)
     with count_calls() as calls:
         got = Outcome(compact, requests, 8)
-    assert calls["token_step", "native"] > 10 and calls["model_step", "native"] > 0 and not calls["linear", "native"]
+    assert calls["token_step", "native"] > 10 and not calls["linear", "native"]
+    assert calls["model_step", "native"] > 0 or calls["linear_compact", "native"] > 10  # prompts
     same(got, expected)
 
 
@@ -106,8 +107,10 @@ def test_the_same_answers_in_float32(tiny):
     assert all(torch.equal(t, plain.llm.weights[name]) for name, t in compact.llm.weights.items() if t.dtype == torch.float32)
 
 
-def test_the_same_answers_on_the_reference_operators(plain, compact):
-    """A backend that is chosen later widens at every call, and that is all."""
+def test_the_same_answers_on_the_reference_operators(tiny):
+    """A backend that is chosen later widens at every call, and that is all. Models of their own, since networks are bound to the
+    backend of their first call as well."""
+    plain, compact = (load(tiny, compact) for compact in (False, True))
     with use_backend("reference"):
         same(Outcome(compact, REQUESTS[:2], 1), Outcome(plain, REQUESTS[:2], 1))
 

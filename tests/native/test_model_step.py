@@ -125,6 +125,30 @@ LAYOUTS = {
 }
 
 
+def fused_input(model: DualQwen, count: int, dtype: torch.dtype):
+    """Ids and features of ``count`` rows, two of three with a feature, in any order."""
+    audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
+    feature_rows = torch.where(torch.arange(count) % 3 > 0, torch.arange(count).flip(0), -1)
+    return audio_ids, text_ids, torch.randn(count, model.config.hidden_size).to(dtype), feature_rows
+
+
+def equals_the_operators(model: DualQwen, plain: DualQwen, layout, with_threads) -> None:
+    """The step over ``model`` gives what the operators give over ``plain``, with features and without."""
+    c, count, dtype = model.config, layout.trunk.positions.shape[0], model.embed_table.dtype
+    ours, theirs = pages(c, dtype), pages(c, dtype)
+    assert available_for(model, ours.trunk, ours.upper)
+    step = ModelStep(model, ours.trunk, ours.upper, c.num_text_layers, c.num_audio_layers)
+    assert step.fits(layout)
+    audio_ids, text_ids, features, rows = fused_input(model, count, dtype)
+    for given in ((features, rows), (None, torch.full((count,), -1))):
+        with ak.use_backend("native"):
+            expected = plain.logits(plain.hidden(plain.embed(audio_ids, text_ids, *given), layout, theirs), layout)
+        for threads in (1, 2, 3, 7):  # of seven some find no rows of their own
+            got = with_threads(threads, lambda given=given: step(audio_ids, text_ids, layout, *given))
+            assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1]), threads
+        assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+
+
 def ragged_attention(rows: list[int], cached: list[int]) -> AttentionLayout:
     """Sequences with so many rows each, behind so many positions."""
     width = max([0, *(-(-(n + c) // 16) for n, c in zip(rows, cached))])
@@ -166,29 +190,6 @@ PROMPTS = {
 }
 
 
-def fused_input(model: DualQwen, count: int, dtype: torch.dtype):
-    """Ids and features of ``count`` rows, two of three with a feature, in any order."""
-    audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
-    feature_rows = torch.where(torch.arange(count) % 3 > 0, torch.arange(count).flip(0), -1)
-    return audio_ids, text_ids, torch.randn(count, model.config.hidden_size).to(dtype), feature_rows
-
-
-def prompts_equal_the_operators(model: DualQwen, plain: DualQwen, layout, dtype, with_threads) -> None:
-    """Over the operators' way through ``plain``, with features and without."""
-    c, count = model.config, layout.trunk.positions.shape[0]
-    ours, theirs = pages(c, dtype), pages(c, dtype)
-    step = ModelStep(model, ours.trunk, ours.upper, c.num_text_layers, c.num_audio_layers)
-    assert step.fits(layout)
-    audio_ids, text_ids, features, rows = fused_input(model, count, dtype)
-    for given in ((features, rows), (None, torch.full((count,), -1))):
-        with ak.use_backend("native"):
-            expected = plain.logits(plain.hidden(plain.embed(audio_ids, text_ids, *given), layout, theirs), layout)
-        for threads in (1, 2, 3, 7):
-            got = with_threads(threads, lambda given=given: step(audio_ids, text_ids, layout, *given))
-            assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1]), threads
-        assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
-
-
 def takes_prompts(dtype: torch.dtype) -> bool:
     """Whether the instruction set in use has kernels of its own for many rows of plain weights."""
     return _native.isa() != "scalar" and (_native.isa() != "amx" or dtype == torch.bfloat16)
@@ -205,7 +206,7 @@ def test_prompts_equal_the_operators(name, longer, dtype, isa, with_threads):
         kv = pages(model.config, dtype)
         assert not ModelStep(model, kv.trunk, kv.upper, 3, 2).fits(layout)
         return
-    prompts_equal_the_operators(model, model, layout, dtype, with_threads)
+    equals_the_operators(model, model, layout, with_threads)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "compact", "mixed"])
@@ -225,7 +226,7 @@ def test_prompts_with_stored_weights(scheme, dtype, isa, with_threads):
         plain = model = quantised(model, {"down": "int4", "lm_head": "int8"})
     else:
         plain = model = quantised(widened(half, dtype), dict.fromkeys(MATRICES, scheme))
-    prompts_equal_the_operators(model, plain, layout, dtype, with_threads)
+    equals_the_operators(model, plain, layout, with_threads)
 
 
 def test_as_many_rows_as_it_takes(isa, with_threads):
@@ -241,7 +242,7 @@ def test_as_many_rows_as_it_takes(isa, with_threads):
     with pytest.raises(ValueError, match="logits of 5"):
         step(*fused_input(model, 1, torch.bfloat16)[:2], replace(LAYOUTS["one"], head_rows=torch.zeros(5, dtype=torch.int64)))
     if step.fits(layout):
-        prompts_equal_the_operators(model, model, layout, torch.bfloat16, with_threads)
+        equals_the_operators(model, model, layout, with_threads)
 
 
 def test_quantised_rows_that_it_takes(isa):
@@ -262,7 +263,10 @@ def test_a_row_has_the_same_bits_whatever_ran_before(isa):
     model, kv = build_model(CONFIG, torch.bfloat16), pages(CONFIG, torch.bfloat16)
     step = ModelStep(model, kv.trunk, kv.upper, 3, 2)
     short, long = PROMPTS["one"], PROMPTS["beside decodes"]
-    run = lambda layout: step(*fused_input(model, len(layout.trunk.positions), torch.bfloat16)[:2], layout)
+
+    def run(layout):
+        return step(*fused_input(model, len(layout.trunk.positions), torch.bfloat16)[:2], layout)
+
     before = run(short)
     run(long)
     assert all(torch.equal(a, b) for a, b in zip(before, run(short)))
@@ -274,19 +278,8 @@ def test_a_row_has_the_same_bits_whatever_ran_before(isa):
 def test_equals_the_operators(name, longer, dtype, isa, with_threads):
     change = {"text": {}, "audio": {"num_layers": 3, "num_audio_layers": 3}, "equal": {"num_layers": 4}}[longer]
     config, layout = replace(CONFIG, **change), LAYOUTS[name]
-    model, ours, theirs = build_model(config, dtype), pages(config, dtype), pages(config, dtype)
-    count = layout.trunk.positions.shape[0]
-    audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
-    with ak.use_backend("native"):
-        x = model.embed(audio_ids, text_ids, None, torch.full((count,), -1))
-        expected = model.logits(model.hidden(x, layout, theirs), layout)
-    assert available_for(model, ours.trunk, ours.upper)
-    step = ModelStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
-    assert step.fits(layout)
-    for threads in (1, 2, 3, 7):  # of seven some find no rows of their own
-        got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
-        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
-    assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+    model = build_model(config, dtype)
+    equals_the_operators(model, model, layout, with_threads)
 
 
 def quantised(model: DualQwen, schemes: dict[str, str]) -> DualQwen:
@@ -307,16 +300,7 @@ def test_equals_the_operators_with_quantised_weights(scheme, dtype, isa, with_th
     names = ("qkv_weight", "o_weight", "gate_up", "down", "lm_head", "audio_head")
     schemes = {"down": "int4", "lm_head": "int8"} if scheme == "mixed" else dict.fromkeys(names, scheme)
     model = quantised(build_model(config, dtype), schemes)
-    ours, theirs = pages(config, dtype), pages(config, dtype)
-    audio_ids, text_ids = torch.arange(5) * 7 % 301, torch.arange(5) * 11 % 301
-    with ak.use_backend("native"):
-        x = model.embed(audio_ids, text_ids, None, torch.full((5,), -1))
-        expected = model.logits(model.hidden(x, layout, theirs), layout)
-    assert available_for(model, ours.trunk, ours.upper)
-    step = ModelStep(model, ours.trunk, ours.upper, 3, 2)
-    got = with_threads(2, lambda: step(audio_ids, text_ids, layout))
-    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
-    assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+    equals_the_operators(model, model, layout, with_threads)
 
 
 def compacted(model: DualQwen, kinds: tuple[str, ...]) -> DualQwen:
@@ -349,18 +333,7 @@ def test_compact_weights_give_what_the_plain_ones_give(name, dtype, inner, kinds
     plain, model = widened(half, dtype), widened(compacted(half, kinds), dtype)
     assert model.trunk[0].gate_up.scheme == model.audio_head.scheme == "compact"
     assert (model.upper[0].down.scheme == "compact") == ("down" in kinds and inner == 128)
-    ours, theirs = pages(config, dtype), pages(config, dtype)
-    count = layout.trunk.positions.shape[0]
-    audio_ids, text_ids = torch.arange(count) * 7 % 301, torch.arange(count) * 11 % 301
-    with ak.use_backend("native"):
-        x = plain.embed(audio_ids, text_ids, None, torch.full((count,), -1))
-        expected = plain.logits(plain.hidden(x, layout, theirs), layout)
-    assert available_for(model, ours.trunk, ours.upper)
-    step = ModelStep(model, ours.trunk, ours.upper, config.num_text_layers, config.num_audio_layers)
-    for threads in (1, 2, 3, 7):
-        got = with_threads(threads, lambda: step(audio_ids, text_ids, layout))
-        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
-    assert torch.equal(ours.trunk, theirs.trunk) and torch.equal(ours.upper, theirs.upper)
+    equals_the_operators(model, plain, layout, with_threads)
 
 
 def test_compact_weights_beside_quantised_ones(isa, with_threads):
@@ -369,15 +342,7 @@ def test_compact_weights_beside_quantised_ones(isa, with_threads):
     half = quantised(build_model(config, torch.bfloat16), {"_weight": "int4", "down": "int8"})
     model = compacted(half, ("lm_head", "audio_head"))
     assert model.lm_head.scheme == "compact" and model.trunk[0].qkv.scheme == "int4"
-    ours, theirs = pages(config, torch.bfloat16), pages(config, torch.bfloat16)
-    audio_ids, text_ids = torch.arange(5) * 7 % 301, torch.arange(5) * 11 % 301
-    with ak.use_backend("native"):
-        x = half.embed(audio_ids, text_ids, None, torch.full((5,), -1))
-        expected = half.logits(half.hidden(x, layout, theirs), layout)
-    assert available_for(model, ours.trunk, ours.upper)
-    step = ModelStep(model, ours.trunk, ours.upper, 3, 2)
-    got = with_threads(2, lambda: step(audio_ids, text_ids, layout))
-    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    equals_the_operators(model, half, layout, with_threads)
 
 
 def test_everything_beside_compact_weights_is_of_one_dtype():

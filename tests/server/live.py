@@ -45,7 +45,7 @@ class Live:
             assert time.monotonic() < end, (engine.num_in_flight, engine.statistics)
             time.sleep(0.05)
 
-    def without_sessions(self, seconds=10.0):
+    def without_sessions(self, seconds=5.0):
         """Wait until every realtime session has ended; its requests leave the engine a moment before it does."""
         end = time.monotonic() + seconds
         while self.service.num_sessions:

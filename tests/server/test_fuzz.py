@@ -113,4 +113,4 @@ def test_a_session_full_of_nonsense(server):
                     if "the-end" in answer["error"]["message"]:
                         break
     assert sent > 200 and {"error", "conversation.item.added", "response.done"} <= seen
-    server.without_sessions()
+    server.without_sessions(10)

@@ -107,7 +107,7 @@ def test_a_spoken_question_gets_a_spoken_answer(demo_server, questions):
         await connection.close()
 
     asyncio.run(asyncio.wait_for(main(), 100))
-    demo_server.without_sessions()
+    demo_server.without_sessions(10)
 
 
 def test_interrupting_clears_the_voice_and_the_memory(questions):
@@ -140,6 +140,7 @@ def test_interrupting_clears_the_voice_and_the_memory(questions):
 
 @pytest.mark.parametrize("body", [b"", b"hello", b"v=0\r\n", b"v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n", b"\xff" * 100])
 def test_what_is_no_offer_is_refused(null_server, body):
+    null_server.without_sessions()  # those of other tests have ended
     status, _, answer = null_server.http("/v1/realtime/calls", body, {"Content-Type": "application/sdp"})
     assert status == 400 and answer["error"]["param"] == "sdp"
-    null_server.without_sessions()
+    assert null_server.service.num_sessions == 0
