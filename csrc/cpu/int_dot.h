@@ -143,13 +143,15 @@ inline __m512i sum_of_each(const __m512i (&v)[16]) {
 // Largest |q| of a row becomes 127 * 241; returns the step (0 for a row of zeros).
 template <class T>
 inline float quantum(const T* x, int64_t k) {
-  vf largest = set1(0.0f);
+  vf largest = set1(0.0f), least = largest;
   for_vectors(k, [&](int64_t i, int64_t n) {
     const vf v = load_upto(x + i, n);
-    largest = max(largest, max(v, sub(set1(0.0f), v)));
+    largest = max(largest, v);
+    least = max(least, sub(set1(0.0f), v));
   });
-  return hmax(largest) / kLargestQuantum;
+  return hmax(max(largest, least)) / kLargestQuantum;
 }
+inline float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
 
 // q / kBase to the nearest integer; where two are as near, the larger.
 template <int kBase>
@@ -164,7 +166,7 @@ inline int32_t high_part(int32_t q) {
 template <int kBase = kByteBase, class T, class Put>
 inline float split_row(const T* x, int64_t k, const Put& put) {
   constexpr int64_t kRun = 64;
-  const float step = quantum(x, k), inverse = step > 0.0f ? 1.0f / step : 0.0f;
+  const float step = quantum(x, k), inverse = inverse_of(step);
   alignas(64) float q[kRun];
   alignas(64) int8_t high[kRun], low[kRun];
   for (int64_t i = 0; i < k; i += kRun) {
@@ -179,5 +181,42 @@ inline float split_row(const T* x, int64_t k, const Put& put) {
   }
   return step;
 }
+
+#if defined(__AVX512BW__)
+// 64 columns of a row of x as split_row splits them, four to a word: word i holds columns 4 word_of_split(i) and after,
+// the order in which packing within quarters of a vector leaves them.
+constexpr int64_t word_of_split(int64_t i) { return i % 4 * 4 + i / 4; }
+
+template <int kBase = kByteBase, class T>
+inline void split_columns(const T* x, vf inverse, __m512i* high, __m512i* low) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const auto q = [&](int64_t i) { return _mm512_cvt_roundps_epi32(mul(load(x + i), inverse), kNearest); };
+  const __m512i halves[] = {_mm512_packs_epi32(q(0), q(16)), _mm512_packs_epi32(q(32), q(48))};
+  __m512i upper[2], lower[2];
+  for (int i = 0; i < 2; ++i) {
+    if constexpr (kBase == kByteBase) {
+      const __m512i shifted = _mm512_add_epi16(halves[i], _mm512_set1_epi16(128));  // 256 high + (low + 128)
+      upper[i] = _mm512_srai_epi16(shifted, 8);
+      lower[i] = _mm512_and_si512(shifted, _mm512_set1_epi16(255));
+    } else {
+      constexpr int kShift = kOddBase / 2 + 128 * kOddBase, kInverse = 34808;  // 2^23 / 241; exact for all 16-bit numerators
+      const __m512i shifted = _mm512_add_epi16(halves[i], _mm512_set1_epi16(kShift));
+      const __m512i quotient = _mm512_mulhi_epu16(shifted, _mm512_set1_epi16(static_cast<int16_t>(kInverse)));
+      upper[i] = _mm512_sub_epi16(_mm512_srli_epi16(quotient, 7), _mm512_set1_epi16(128));
+      lower[i] = _mm512_sub_epi16(halves[i], _mm512_mullo_epi16(upper[i], _mm512_set1_epi16(kOddBase)));
+    }
+  }
+  *high = _mm512_packs_epi16(upper[0], upper[1]);
+  *low = kBase == kByteBase
+             ? _mm512_xor_si512(_mm512_packus_epi16(lower[0], lower[1]), _mm512_set1_epi8(-128))
+             : _mm512_packs_epi16(lower[0], lower[1]);
+}
+
+// Columns that split_columns has left in its order, in theirs.
+inline __m512i in_order(__m512i split) {
+  const __m512i words = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(words, split);
+}
+#endif
 
 }  // namespace antiphon::ANTIPHON_ISA

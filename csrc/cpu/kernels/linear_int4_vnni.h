@@ -22,14 +22,21 @@ struct Int4Columns {
 
 template <class T>
 inline void split_int4_columns(const T* x, int64_t k, Int4Columns& out) {
-  std::memset(out.offsets, 0, k / kInt4Group * sizeof(int32_t));
-  out.step = split_row(x, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t n) {
-    std::memcpy(out.high + i, high, n);
-    std::memcpy(out.low + i, low, n);
-    int32_t sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += 256 * high[j] + low[j];
-    out.offsets[i / kInt4Group] += 8 * sum;
-  });
+  const __m512i ones = _mm512_set1_epi8(1);
+  out.step = quantum(x, k);
+  const vf inverse = set1(inverse_of(out.step));
+  for (int64_t g = 0; g < k / kInt4Group; ++g) {
+    __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
+    for (int64_t i = g * kInt4Group; i < (g + 1) * kInt4Group; i += IntDot::width) {
+      __m512i high, low;
+      split_columns(x + i, inverse, &high, &low);
+      _mm512_store_si512(out.high + i, in_order(high));
+      _mm512_store_si512(out.low + i, in_order(low));
+      high_sum = _mm512_dpbusd_epi32(high_sum, ones, high);
+      low_sum = _mm512_dpbusd_epi32(low_sum, ones, low);
+    }
+    out.offsets[g] = 8 * _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(high_sum, 8), low_sum));
+  }
 }
 
 // Factors of 16 rows of W that lie `run` apart, in group g; scale is the first row's in group 0. Gathered as the upper

@@ -39,34 +39,40 @@ struct Int4Words {
   int64_t num_rows;
 };
 
-inline int32_t sum_of_products(__m512i a, __m512i b) {
-  return _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), a, b));
+// The sums of both vectors' lanes, times -8 or (kLowOnce) of b's times -1.
+template <bool kLowOnce>
+inline void store_negative_sums(__m512i a, __m512i b, int32_t* out) {
+  const __m512i both = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  const __m128i scaled = _mm_sllv_epi32(two, _mm_setr_epi32(3, kLowOnce ? 0 : 3, 0, 0));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_sub_epi32(_mm_setzero_si128(), scaled));
 }
 
 // Row t. Sums begin with what takes back that W is held with an offset of 8; in pairs, with the sum of a b, and of b
 // times the difference of the shifts.
-template <class T>
+template <bool kPaired, class T>
 inline void split_int4_words(const T* x, int64_t k, int64_t t, Int4Words& out) {
-  const __m512i ones = _mm512_set1_epi8(1), sign = _mm512_set1_epi8(-128);
-  const bool paired = kPairs && t >= kInt4WordRows;
-  __m512i first;  // a + 128
-  out.steps[t] = split_row<kOddBase>(x, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t) {  // 64 at a time
-    const int64_t at = i / kInt4Group * out.num_rows + t;
-    const bool second = i % kInt4Group == kHalfGroup;
-    const __m512i h = _mm512_load_si512(high), l = _mm512_load_si512(low);
-    int8_t* to = out.planes + at * kPlaneGroup + i % kInt4Group;
-    const auto shift = [&] { return _mm512_set1_epi8(second ? kSecondShift : kFirstShift); };
-    _mm512_store_si512(to, h);
-    _mm512_store_si512(to + kInt4Group, paired ? _mm512_add_epi8(l, shift()) : l);
-    int32_t* starts = out.starts + 2 * at;
-    if (!second) {
-      starts[0] = starts[1] = 0;
-      first = _mm512_xor_si512(l, sign);
+  const __m512i ones = _mm512_set1_epi8(1), zero = _mm512_setzero_si512();
+  out.steps[t] = quantum(x, k);
+  const vf inverse = set1(inverse_of(out.steps[t]));
+  for (int64_t g = 0; g < k / kInt4Group; ++g) {
+    const int64_t at = g * out.num_rows + t;
+    int8_t* to = out.planes + at * kPlaneGroup;
+    __m512i high[2], low[2];
+    for (int i = 0; i < 2; ++i) {
+      split_columns<kOddBase>(x + g * kInt4Group + i * kHalfGroup, inverse, &high[i], &low[i]);
+      const __m512i shift = _mm512_set1_epi8(i ? kSecondShift : kFirstShift);
+      _mm512_store_si512(to + i * kHalfGroup, in_order(high[i]));
+      _mm512_store_si512(to + kInt4Group + i * kHalfGroup, in_order(kPaired ? _mm512_add_epi8(low[i], shift) : low[i]));
     }
-    starts[0] -= 8 * sum_of_products(ones, h);
-    if (!paired) starts[1] -= 8 * sum_of_products(ones, l);
-    if (paired && second) starts[1] -= sum_of_products(first, l);
-  });
+    const __m512i of_high = IntDot::step(IntDot::step(zero, ones, high[0]), ones, high[1]);
+    const __m512i first = _mm512_xor_si512(low[0], _mm512_set1_epi8(-128));  // a + 128
+    const __m512i of_low = kPaired ? IntDot::step(zero, first, low[1])
+                                   : IntDot::step(IntDot::step(zero, ones, low[0]), ones, low[1]);
+    store_negative_sums<kPaired>(of_high, of_low, out.starts + 2 * at);
+  }
 }
 
 // One group of kBlocks blocks of 16 rows of W, `stride` bytes apart, to be transposed in kParts parts: word j of all rows of
@@ -212,7 +218,10 @@ inline void word_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
   auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);  // the last rows of W, zero-padded
   auto* starts = reinterpret_cast<int32_t*>(tail + kRows * row_bytes);
   Int4Words split{reinterpret_cast<int8_t*>(memory), starts, {}, num_rows};
-  for (int64_t t = 0; t < num_rows; ++t) split_int4_words(x + t * x_stride, k, t, split);
+  for (int64_t t = 0; t < num_rows; ++t) {
+    const auto run = kPairs && t >= kInt4WordRows ? split_int4_words<true, T> : split_int4_words<false, T>;
+    run(x + t * x_stride, k, t, split);
+  }
   for (Range range; units.take(range);)
     for (int64_t row = range.begin; row < range.end; row += kRows) {
       const int64_t rows = min64(kRows, range.end - row);

@@ -26,13 +26,16 @@ template <class T>
 inline void split_int8_planes(const T* x, int64_t k, Int8Planes& out) {
   const __m512i ones = _mm512_set1_epi8(1);
   __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
-  out.step = split_row(x, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t) {  // 64 at a time
-    const __m512i h = _mm512_load_si512(high), l = _mm512_load_si512(low);
-    _mm512_store_si512(out.high + i, h);
-    _mm512_store_si512(out.low + i, l);
-    high_sum = _mm512_dpbusd_epi32(high_sum, ones, h);
-    low_sum = _mm512_dpbusd_epi32(low_sum, ones, l);
-  });
+  out.step = quantum(x, k);
+  const vf inverse = set1(inverse_of(out.step));
+  for (int64_t i = 0; i < k; i += IntDot::width) {
+    __m512i high, low;
+    split_columns(x + i, inverse, &high, &low);
+    _mm512_store_si512(out.high + i, in_order(high));
+    _mm512_store_si512(out.low + i, in_order(low));
+    high_sum = _mm512_dpbusd_epi32(high_sum, ones, high);
+    low_sum = _mm512_dpbusd_epi32(low_sum, ones, low);
+  }
   out.high_offset = 128 * _mm512_reduce_add_epi32(high_sum);
   out.low_offset = 128 * _mm512_reduce_add_epi32(low_sum);
 }

@@ -33,7 +33,7 @@ inline void pack_planes(const T* x, int64_t stride, int64_t rows, int64_t k, int
   float inverse[kTileRows] = {};
   for (int64_t t = 0; t < rows; ++t) {
     steps[t] = quantum(x + t * stride, k);
-    if (steps[t] > 0.0f) inverse[t] = 1.0f / steps[t];
+    inverse[t] = inverse_of(steps[t]);
   }
   __m512i high[kTileRows], low[kTileRows];
   for (int64_t t = rows; t < kTileRows; ++t) high[t] = low[t] = _mm512_setzero_si512();

@@ -75,24 +75,6 @@ inline void store_sums(T* sums, int64_t second, int64_t pair) {
   order_tiles();
 }
 
-// 64 columns of a row of x as split_row splits them, four to a word: word i holds columns 4 word_of_split(i) and after,
-// the order in which packing within quarters of a vector leaves them.
-constexpr int64_t word_of_split(int64_t i) { return i % 4 * 4 + i / 4; }
-
-template <class T>
-inline void split_columns(const T* x, vf inverse, __m512i* high, __m512i* low) {
-  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  const auto shifted = [&](int64_t i) {  // q + 128 = 256 high + (low + 128), the lower 16 bits
-    const __m512i q = _mm512_cvt_roundps_epi32(mul(load(x + i), inverse), kNearest);
-    return _mm512_and_si512(_mm512_add_epi32(q, _mm512_set1_epi32(128)), _mm512_set1_epi32(0xffff));
-  };
-  const __m512i a = _mm512_packus_epi32(shifted(0), shifted(16)), b = _mm512_packus_epi32(shifted(32), shifted(48));
-  const __m512i bytes = _mm512_set1_epi16(0xff);
-  *high = _mm512_packs_epi16(_mm512_srai_epi16(a, 8), _mm512_srai_epi16(b, 8));
-  *low = _mm512_xor_si512(_mm512_packus_epi16(_mm512_and_si512(a, bytes), _mm512_and_si512(b, bytes)),
-                          _mm512_set1_epi8(-128));
-}
-
 // Up to 8 rows of x as tiles of 64 bytes along k: planes[k / 4][16][4], columns 0..7 high, 8..15 low, zero where there
 // is no row; steps[8]. k is a multiple of 64.
 template <class T>
@@ -100,7 +82,7 @@ inline void plane_tiles(const T* x, int64_t stride, int64_t num_rows, int64_t k,
   float inverse[kPlaneRows] = {};
   for (int64_t t = 0; t < kPlaneRows; ++t) {
     steps[t] = t < num_rows ? quantum(x + t * stride, k) : 0.0f;
-    if (steps[t] > 0.0f) inverse[t] = 1.0f / steps[t];
+    inverse[t] = inverse_of(steps[t]);
   }
   __m512i words[16];
   for (auto& w : words) w = _mm512_setzero_si512();
