@@ -96,7 +96,7 @@ struct EncoderPass::Thread : PassThread {
     const int64_t period = sound.frames + kPadding, frames = in.num_segments * period - kPadding;
     blocks(frames, [&](int64_t row, int64_t n) { pack(sound.mels, m.num_mels(), row, n, m.conv1.k, s.rows_); });
     meet();
-    linear(m.conv1, sound.mels, m.num_mels(), s.rows_, frames, at(s.frames_, m.leading, hidden));
+    linear(m.conv1, &m.conv2, sound.mels, m.num_mels(), s.rows_, frames, at(s.frames_, m.leading, hidden));
     meet();
     blocks(in.num_segments * period, [&](int64_t row, int64_t n) {
       for (int64_t i = row; i < row + n; ++i) {
@@ -109,7 +109,7 @@ struct EncoderPass::Thread : PassThread {
     const int64_t rows = in.num_segments * period / 2 - 1;
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.frames_.data(), 2 * hidden, row, n, m.conv2.k, s.rows_); });
     meet();
-    linear(m.conv2, s.frames_.data(), 2 * hidden, s.rows_, rows, s.branch_.data());
+    linear(m.conv2, &m.layers[0].qkv, s.frames_.data(), 2 * hidden, s.rows_, rows, s.branch_.data());
     meet();
   }
 
@@ -159,12 +159,12 @@ struct EncoderPass::Thread : PassThread {
     const EncoderLayer& w = m.layers[i];
     const bool ends = i + 1 == m.layers.size();
     const int64_t rows = ends ? wanted_rows : all_rows;
-    linear(w.qkv, s.y_.data(), s.rows_, all_rows, s.qkv_.data());
+    linear(w.qkv, &w.out, s.y_.data(), s.rows_, all_rows, s.qkv_.data());
     meet();
     attend(ends);
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
     wait();
-    linear(w.out, s.y_.data(), s.rows_, rows, s.branch_.data());
+    linear(w.out, &w.fc1, s.y_.data(), s.rows_, rows, s.branch_.data());
     wait();
     const auto x = [&](int64_t row) { return ends ? out(row) : at(s.x_, row, hidden); };
     blocks(rows, [&](int64_t row, int64_t n) {
@@ -172,8 +172,8 @@ struct EncoderPass::Thread : PassThread {
       ready(w.mlp_norm, x(row), row, n);
     });
     wait();
-    linear_gelu(w.fc1, s.y_.data(), s.rows_, rows, s.hidden_, Activation::gelu_exact, s.wide_);
-    linear(w.fc2, s.hidden_.data(), s.wide_, rows, s.branch_.data());
+    linear_gelu(w.fc1, w.fc2, s.y_.data(), s.rows_, rows, s.hidden_, Activation::gelu_exact, s.wide_);
+    linear(w.fc2, ends ? nullptr : &m.layers[i + 1].qkv, s.hidden_.data(), s.wide_, rows, s.branch_.data());
     wait();
     blocks(rows, [&](int64_t row, int64_t n) {
       add(x(row), at(s.branch_, row, hidden), x(row), n);

@@ -50,8 +50,8 @@ struct FlowPass::Thread : PassThread {
   void modulate(size_t layer) {
     if (evaluation > 0) return;
     PassThread together{format, index, count, next++};
-    together.linear(layer < m.layers.size() ? m.layers[layer].modulation : m.final_modulation, in.modulation,
-                    s.tokens_, in.evaluations() * tokens, modulations(layer).data());
+    together.linear(layer < m.layers.size() ? m.layers[layer].modulation : m.final_modulation, nullptr,
+                    in.modulation, s.tokens_, in.evaluations() * tokens, modulations(layer).data());
   }
 
   // Kept for the evaluations that follow, if any do; else those of three layers, for while one thread makes the next
@@ -91,8 +91,8 @@ struct FlowPass::Thread : PassThread {
     wait();
   }
 
-  void project(const PassLinear& w, const Aligned<char>& x, const Aligned<char>& out) {
-    linear(w, x.data(), s.rows_, rows, out.data());
+  void project(const PassLinear& w, const PassLinear& then, const Aligned<char>& x, const Aligned<char>& out) {
+    linear(w, &then, x.data(), s.rows_, rows, out.data());
     wait();
   }
 
@@ -137,7 +137,7 @@ struct FlowPass::Thread : PassThread {
     const bool ends = !in.out && i + 1 == m.layers.size();
     enter(i);
     if (!ends) modulate(i + 1);
-    project(w.qkv, s.y_, s.qkv_);
+    project(w.qkv, w.proj, s.y_, s.qkv_);
     rotate();
     if (ends) return store(i);
     attend(i);
@@ -147,14 +147,14 @@ struct FlowPass::Thread : PassThread {
     }
     blocks(rows, [&](int64_t row, int64_t n) { pack(s.y_.data(), row, n, hidden, s.rows_); });
     wait();
-    project(w.proj, s.y_, s.branch_);
+    project(w.proj, w.fc1, s.y_, s.branch_);
     blocks(rows, [&](int64_t row, int64_t n) {
       add_branch(i, 2, row, n);
       norm(i, 3, row, n);
     });
     wait();
-    linear_gelu(w.fc1, s.y_.data(), s.rows_, rows, s.hidden_, Activation::gelu_tanh, s.wide_);
-    linear(w.fc2, s.hidden_.data(), s.wide_, rows, s.branch_.data());
+    linear_gelu(w.fc1, w.fc2, s.y_.data(), s.rows_, rows, s.hidden_, Activation::gelu_tanh, s.wide_);
+    linear(w.fc2, i + 1 < m.layers.size() ? &m.layers[i + 1].qkv : &m.output, s.hidden_.data(), s.wide_, rows, s.branch_.data());
     wait();
   }
 
@@ -168,14 +168,14 @@ struct FlowPass::Thread : PassThread {
   // The pass from packed rows of x, which a solver's step leaves as it found them: packed, and in `out`.
   void evaluate(const void* x) {
     modulate(0);
-    linear(m.input, x, s.rows_, rows, s.x_.data());
+    linear(m.input, &m.layers[0].qkv, x, s.rows_, rows, s.x_.data());
     meet();
     for (size_t i = 0; i < m.layers.size(); ++i) layer(i);
     if (!in.out) return;
     enter(m.layers.size());
-    if (in.num_steps == 0) return linear(m.output, s.y_.data(), s.rows_, rows, in.out);
+    if (in.num_steps == 0) return linear(m.output, nullptr, s.y_.data(), s.rows_, rows, in.out);
     meet();  // the output's rows are narrower: those of one thread lie where another's wide ones were
-    linear(m.output, s.y_.data(), s.rows_, rows, s.branch_.data());
+    linear(m.output, &m.input, s.y_.data(), s.rows_, rows, s.branch_.data());
     meet();
     blocks(rows, [&](int64_t row, int64_t n) {
       char* state = static_cast<char*>(in.out) + row * mels * size;

@@ -43,6 +43,8 @@ struct LinearWideArgs {
   // linear_wide_pack would leave them in this workspace; but where tiles cannot take k, in `out`.
   Activation activation = Activation::none;
   void* packed_out = nullptr;
+  // Panels that are read next, or null: asked for while the last ones here are at work.
+  const void* then = nullptr;
 };
 
 // Columns of a packed row: whole words of two bfloat16; of float32, behind them, two for every chunk of k, for what an

@@ -104,22 +104,25 @@ struct PassThread {
   }
 
   // out = x W^T + bias of rows [num_rows], `stride` elements apart, packed before; with an activation as LinearWideArgs
-  // says, unless W is in digits.
-  void linear(const PassLinear& w, const void* x, int64_t stride, const PassOperand& packed, int64_t num_rows, void* out,
-              Activation activation = Activation::none, const PassOperand* packed_out = nullptr) {
-    if (!apart) return linear_of({0, num_rows}, next++, index, count, w, x, stride, packed, out, activation, packed_out);
+  // says, unless W is in digits. `then`: the map that follows, if it is known.
+  void linear(const PassLinear& w, const PassLinear* then, const void* x, int64_t stride, const PassOperand& packed,
+              int64_t num_rows, void* out, Activation activation = Activation::none,
+              const PassOperand* packed_out = nullptr) {
+    if (!apart)
+      return linear_of({0, num_rows}, next++, index, count, w, then, x, stride, packed, out, activation, packed_out);
     std::atomic<int64_t> claimed{0};
-    linear_of(own_rows(num_rows), &claimed, 0, 1, w, x, stride, packed, out, activation, packed_out);
+    linear_of(own_rows(num_rows), &claimed, 0, 1, w, then, x, stride, packed, out, activation, packed_out);
   }
-  void linear(const PassLinear& w, const void* x, const PassOperand& packed, int64_t num_rows, void* out) {
-    linear(w, x, w.k, packed, num_rows, out);
+  void linear(const PassLinear& w, const PassLinear* then, const void* x, const PassOperand& packed, int64_t num_rows,
+              void* out) {
+    linear(w, then, x, w.k, packed, num_rows, out);
   }
 
-  // out = gelu(x W^T + bias), packed for the next linear map; all threads are done with it when this returns.
-  void linear_gelu(const PassLinear& w, const void* x, const PassOperand& packed, int64_t num_rows,
-                   const Aligned<char>& out, Activation activation, const PassOperand& packed_out) {
-    if (!format.fixed) return linear(w, x, w.k, packed, num_rows, out.data(), activation, &packed_out), wait();
-    linear(w, x, packed, num_rows, out.data());
+  // out = gelu(x W^T + bias), packed for the map that follows; all threads are done with it when this returns.
+  void linear_gelu(const PassLinear& w, const PassLinear& then, const void* x, const PassOperand& packed,
+                   int64_t num_rows, const Aligned<char>& out, Activation activation, const PassOperand& packed_out) {
+    if (!format.fixed) return linear(w, &then, x, w.k, packed, num_rows, out.data(), activation, &packed_out), wait();
+    linear(w, &then, x, packed, num_rows, out.data());
     wait();
     blocks(num_rows, [&](int64_t row, int64_t n) {
       char* of_block = at(out, row, w.n);
@@ -138,9 +141,9 @@ struct PassThread {
 
  private:
   // `linear` of a range of rows by thread `of` of `together`.
-  void linear_of(Range rows, std::atomic<int64_t>* claimed, int of, int together, const PassLinear& w, const void* x,
-                 int64_t stride, const PassOperand& packed, void* out, Activation activation,
-                 const PassOperand* packed_out) {
+  void linear_of(Range rows, std::atomic<int64_t>* claimed, int of, int together, const PassLinear& w,
+                 const PassLinear* then, const void* x, int64_t stride, const PassOperand& packed, void* out,
+                 Activation activation, const PassOperand* packed_out) {
     const int64_t n = rows.end - rows.begin;
     if (format.fixed)
       return kernel.linear_fixed({static_cast<const float*>(x), stride, static_cast<const int8_t*>(w.weight), w.scales,
@@ -153,6 +156,8 @@ struct PassThread {
     if (w.codes) return kernel.linear_compact_wide({args, static_cast<const uint8_t*>(w.weight), w.codes}, of, together);
     args.weight = w.weight;
     args.w_stride = w.w_stride;
+    if (then && then->in_panels())  // of which this thread is likely to take the `of`-th
+      args.then = static_cast<const char*>(then->weight) + of * kernel.panel_outputs * wide_columns(dtype, then->k) * size;
     kernel.linear_wide(args, of, together);
   }
 

@@ -68,7 +68,7 @@ class WidenedPanel {
     FloatProducts::take(columns_, kWideChunk, outputs_, columns, chunk_);
     return chunk_;
   }
-  const void* fetch() { return chunk_; }
+  Ahead fetch() { return {reinterpret_cast<const char*>(chunk_), 0}; }
 
  private:
   const bf16* rows_;

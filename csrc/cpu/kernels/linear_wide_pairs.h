@@ -132,7 +132,7 @@ struct PairProducts {
 
   static constexpr int64_t kSteps = kWideChunk / 2;
   template <int R, int V>
-  static void multiply(const float* chunk, const RowsOfX<float>& x, int64_t columns, const Sums& s, const char* next) {
+  static void multiply(const float* chunk, const RowsOfX<float>& x, int64_t columns, const Sums& s, Ahead next) {
     constexpr int P = V == 1 ? 0 : V - 1;  // vectors in pairs
     const int64_t end = (columns + 1) / 2 * 2;
     const float* back = chunk + end * kVectorPanel;
@@ -140,8 +140,8 @@ struct PairProducts {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v)
         acc[r][v] = v < P ? sub(set1(-x.sums[r * x.stride + 1]), load(back + kVectorPanel + v * VF)) : set1(0.0f);
-    for (int64_t c = 0; c < end; c += 2, chunk += 2 * kVectorPanel, next += 64) {
-      prefetch(next);
+    for (int64_t c = 0; c < end; c += 2, chunk += 2 * kVectorPanel, next.at += next.step) {
+      prefetch(next.at);
       vf of_v[V], of_w[V];
       for (int v = 0; v < V; ++v) {
         of_v[v] = load(chunk + v * VF);

@@ -86,6 +86,12 @@ struct Sums {
   }
 };
 
+// What the steps of a tile ask for, one after the other.
+struct Ahead {
+  const char* at;
+  int64_t step;  // bytes
+};
+
 // How a chunk of W and R rows of x meet.
 template <class T>
 struct VectorProducts {
@@ -96,15 +102,15 @@ struct VectorProducts {
   static T taken(const T*, int64_t, int64_t, T stored) { return stored; }
 
   static constexpr int64_t kSteps = kWideChunk;  // of a chunk
-  // Sums with products of V vectors of outputs; each step asks for a line from `next` on.
+  // Sums with products of V vectors of outputs.
   template <int R, int V>
-  static void multiply(const T* chunk, const RowsOfX<T>& x, int64_t columns, const Sums& s, const char* next) {
+  static void multiply(const T* chunk, const RowsOfX<T>& x, int64_t columns, const Sums& s, Ahead next) {
     using D = Dot<T>;
     vf acc[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] = s.before(r, v);
-    for (int64_t c = 0; c < columns; c += kWordColumns<T>, chunk += kWordElements<T>, next += 64) {
-      prefetch(next);
+    for (int64_t c = 0; c < columns; c += kWordColumns<T>, chunk += kWordElements<T>, next.at += next.step) {
+      prefetch(next.at);
       typename D::vec of_w[V];
       for (int v = 0; v < V; ++v) of_w[v] = D::load(chunk + v * D::width);
       for (int r = 0; r < R; ++r) {
@@ -193,9 +199,9 @@ class TakenPanel {
     ahead_ = next ? RowsAhead(next, stride_ * kSize, min64(kChunk, left) * kSize, outputs_, tiles) : RowsAhead();
     return chunk_;
   }
-  const void* fetch() {
+  Ahead fetch() {
     ahead_.fetch();
-    return chunk_;
+    return {reinterpret_cast<const char*>(chunk_), 0};
   }
 
  private:
@@ -209,23 +215,30 @@ template <class Products, class T>
 class StoredPanel {
  public:
   // `then`: the panel after it.
-  StoredPanel(const T* panel, const T* then, int64_t k) : panel_(panel), then_(then), k_(k) {}
+  StoredPanel(const T* panel, const T* then, int64_t k)
+      : panel_(reinterpret_cast<const char*>(panel)), then_(reinterpret_cast<const char*>(then)),
+        bytes_(kVectorPanel * row_columns<T>(k) * kSize) {}
 
-  const T* chunk(int64_t begin, int64_t, int64_t) {
-    const T* chunk = panel_ + begin / kChunkColumns<T> * kChunkElements<T>;
-    next_ = reinterpret_cast<const char*>(begin + kChunkColumns<T> < k_ ? chunk + kChunkElements<T> : then_);
-    return chunk;
+  const T* chunk(int64_t begin, int64_t columns, int64_t tiles) {
+    const int64_t at = begin / kChunkColumns<T> * kChunkBytes;
+    ahead_ = at + kChunkBytes;
+    steps_ = (columns + kStepColumns - 1) / kStepColumns;
+    step_ = min64(64, (kStepBytes + tiles - 1) / tiles);
+    return reinterpret_cast<const T*>(panel_ + at);
   }
-  const void* fetch() {
-    const char* next = next_;
-    next_ += Products::kSteps * 64;
-    return next;
+  // As fast as products read, a whole chunk ahead of them.
+  Ahead fetch() {
+    const char* at = ahead_ < bytes_ ? panel_ + ahead_ : then_ + (ahead_ - bytes_);
+    ahead_ += steps_ * step_;
+    return {at, step_};
   }
 
  private:
-  const T *panel_, *then_;
-  int64_t k_;
-  const char* next_ = nullptr;
+  static constexpr int64_t kSize = sizeof(T), kChunkBytes = kChunkElements<T> * kSize;
+  static constexpr int64_t kStepColumns = kChunkColumns<T> / Products::kSteps;
+  static constexpr int64_t kStepBytes = kVectorPanel * kStepColumns * kSize;
+  const char *panel_, *then_;
+  int64_t bytes_, ahead_ = 0, steps_ = 0, step_ = 0;
 };
 
 // Outputs [n, n + outputs), at most a panel, for all rows of x.
@@ -249,8 +262,7 @@ inline void vector_panel(const VectorProblem<T>& p, Weights weights, int64_t n, 
       const Sums s{begin == 0 ? nullptr : sums, ends ? results + row * results_stride : sums,
                    ends ? results_stride : kVectorPanel, ends && p.bias ? memory.bias : nullptr};
       const RowsOfX<T> rows_of_x{x + begin, chunk_sums(x, p.k, begin), stride};
-      multiply_rows<Products, kRowsOfX<T>>(rows, outputs, chunk, rows_of_x, columns, s,
-                                           static_cast<const char*>(weights.fetch()));
+      multiply_rows<Products, kRowsOfX<T>>(rows, outputs, chunk, rows_of_x, columns, s, weights.fetch());
     }
   }
   if (results == memory.sums) store_sums(p, n, outputs, memory.sums);
@@ -322,8 +334,8 @@ inline void wide_in_vectors(const LinearWideArgs& a, int count) {
   claim_vector_panels<T>(a, count, [&](const VectorProblem<T>& p, int64_t, int64_t n, int64_t outputs, int64_t next) {
     if (a.w_stride == kInPanels) {
       const auto panel = [&](int64_t first) { return p.w + first * row_columns<T>(p.k); };
-      return vector_panel<Products>(p, StoredPanel<Products, T>(panel(n), panel(next < p.n ? next : n), p.k), n,
-                                    outputs, memory);
+      const T* then = next < p.n ? panel(next) : a.then ? static_cast<const T*>(a.then) : panel(n);
+      return vector_panel<Products>(p, StoredPanel<Products, T>(panel(n), then, p.k), n, outputs, memory);
     }
     const T* then = next + outputs <= p.n ? p.w + next * p.w_stride : nullptr;
     const TakenPanel<Products, T> rows(p.w + n * p.w_stride, p.w_stride, p.k, outputs, then, memory.chunk);
