@@ -144,7 +144,8 @@ def test_equals_the_operators(name, dtype, digits, isa, poison, with_threads):
 def test_integrates_as_the_operators_do(name, dtype, digits, isa, poison, with_threads):
     dit, batch = build_dit(dtype), batch_of(STREAMS[name])
     x, _, condition, _, window = inputs(dit, batch)
-    times, widths = torch.randn(5, dit.config.hidden_size).to(dtype), (0.25, 0.125, 0.3, 0.2, 0.125)
+    widths = (0.25, 0.125, 0.3, 0.2, 0.125)[: 2 if digits else 5]  # digits are slow where there are no tiles
+    times = torch.randn(len(widths), dit.config.hidden_size).to(dtype)
     bound = bind(dit, digits=digits)
     modulation = torch.nn.functional.silu(times[:, None] + condition)
     before, expected = x.clone(), x

@@ -133,6 +133,8 @@ class TestWide:
     @pytest.mark.parametrize(("num_rows", "outputs", "inputs"), [(50, 75, 320), (145, 810, 4640)], ids=str)
     def test_a_row_has_the_same_result_in_any_company(self, num_rows, outputs, inputs, dtype, isa, with_threads):
         """With tiles, and one lane, also the one it has among few."""
+        if isa == "scalar":
+            outputs = min(outputs, 75)  # panels of two outputs: these are many
         x, weight, bias, _ = build(num_rows, outputs, inputs, num_rows, dtype)
         by = native if isa == "scalar" or (isa == "amx" and dtype == torch.bfloat16) else wide_linear
         alone = torch.cat([by(x[t : t + 1], weight, bias, 1) for t in range(num_rows)])
