@@ -6,65 +6,68 @@ namespace antiphon::ANTIPHON_ISA {
 namespace {
 
 constexpr int64_t kSpan = 64;  // times at once: what is written stays in the first-level cache until it is whole
+constexpr int64_t kSheet = 16;  // channels of a row of a sheet
 
-template <class T>
-void write_pairs(const T* x, const ConvRows& r, int64_t n, int64_t block, int64_t t, int64_t times) {
-  bf16* high = reinterpret_cast<bf16*>(r.row(n, block, 0)) + t * 32;
-  bf16* low = reinterpret_cast<bf16*>(r.row(n, block, r.planes - 1)) + t * 32;
-  for (int64_t c = 0; c < 32; ++c) {
-    const bool exists = block * 32 + c < r.channels;
-    for (int64_t i = 0; i < times; ++i) {
-      const float v = exists ? widen(x[(block * 32 + c) * r.length + t + i]) : 0.0f;
-      const bf16 rounded = round_bf16(v);
-      if (r.planes == 2) low[i * 32 + c] = round_bf16(v - widen(rounded));
-      high[i * 32 + c] = rounded;
-    }
+// f(block, first time, times) for this thread's share of blocks of channels.
+template <class F>
+void for_spans(int64_t blocks, int64_t length, int index, int count, const F& f) {
+  const int64_t spans = (length + kSpan - 1) / kSpan;
+  const Range range = partition(blocks * spans, 1, index, count);
+  for (int64_t unit = range.begin; unit < range.end; ++unit) {
+    const int64_t t = unit % spans * kSpan;
+    f(unit / spans, t, min64(kSpan, length - t));
   }
 }
 
-template <class T>
-void write_floats(const T* x, const ConvRows& r, int64_t n, int64_t block, int64_t t, int64_t times) {
-  float* rows = reinterpret_cast<float*>(r.row(n, block, 0)) + t * 16;
-  for (int64_t c = 0; c < 16; ++c) {
-    const bool exists = block * 16 + c < r.channels;
-    for (int64_t i = 0; i < times; ++i) rows[i * 16 + c] = exists ? widen(x[(block * 16 + c) * r.length + t + i]) : 0.0f;
-  }
+// put(time, first channel, VF channels) for `times` times of `channels` channels, x that of the first channel and time;
+// zeros for those from `held` on.
+template <class T, class Put>
+void to_rows(const T* x, int64_t length, int64_t held, int64_t channels, int64_t times, const Put& put) {
+  for (int64_t i = 0; i < times; i += VF)
+    for (int64_t c = 0; c < channels; c += VF) {
+      const int64_t n = min64(VF, times - i);
+      vf v[VF];
+      for (int64_t j = 0; j < VF; ++j) v[j] = c + j < held ? load_upto(x + (c + j) * length + i, n) : set1(0.0f);
+      transpose(v);
+      for (int64_t j = 0; j < n; ++j) put(i + j, c, v[j]);
+    }
 }
 
 template <class T>
 void fill_rows(const ConvRowsArgs& a, int index, int count) {
   const ConvRows& r = a.rows;
-  const Range range = partition(r.batch * r.blocks(), 1, index, count);
-  for (int64_t unit = range.begin; unit < range.end; ++unit) {
-    const int64_t n = unit / r.blocks(), block = unit % r.blocks();
-    const T* x = static_cast<const T*>(a.x) + n * r.channels * r.length;
-    r.clear_padding(n, block);
-    for (int64_t t = 0; t < r.length; t += kSpan) {
-      const int64_t times = min64(kSpan, r.length - t);
-      r.pairs ? write_pairs(x, r, n, block, t, times) : write_floats(x, r, n, block, t, times);
-    }
-  }
+  const int64_t channels = r.pairs ? 32 : 16;
+  for_spans(r.batch * r.blocks(), r.length, index, count, [&](int64_t unit, int64_t t, int64_t times) {
+    const int64_t n = unit / r.blocks(), block = unit % r.blocks(), held = min64(channels, r.channels - block * channels);
+    const T* x = static_cast<const T*>(a.x) + (n * r.channels + block * channels) * r.length + t;
+    if (t == 0) r.clear_padding(n, block);
+    char *high = r.row(n, block, 0) + t * 64, *low = r.row(n, block, r.planes - 1) + t * 64;
+    to_rows(x, r.length, held, channels, times, [&](int64_t i, int64_t c, vf v) {
+      if (!r.pairs) return store(reinterpret_cast<float*>(high + i * 64) + c, v);
+      if (r.planes == 2) store(reinterpret_cast<bf16*>(low + i * 64) + c, sub(v, through<bf16>(v)));
+      store(reinterpret_cast<bf16*>(high + i * 64) + c, v);
+    });
+  });
 }
 
 template <class T>
 void convert_sheet(const ConvSheetArgs& a, int index, int count) {
-  const int64_t blocks = (a.channels + 15) / 16;
-  const Range range = partition(a.batch * blocks, 1, index, count);
-  for (int64_t unit = range.begin; unit < range.end; ++unit) {
-    const int64_t n = unit / blocks, channel = unit % blocks * 16, held = min64(16, a.channels - channel);
-    T* x = static_cast<T*>(a.x) + (n * a.channels + channel) * a.length;
-    float* sheet = a.sheet + unit * a.length * 16;
-    for (int64_t t = 0; t < a.length; t += kSpan)
-      for (int64_t c = 0; c < 16; ++c)
-        for (int64_t i = t; i < min64(t + kSpan, a.length); ++i) {
-          if (a.to_sheet) {
-            sheet[i * 16 + c] = c < held ? widen(x[c * a.length + i]) : 0.0f;
-          } else if (c < held) {
-            if constexpr (sizeof(T) == 4) x[c * a.length + i] = sheet[i * 16 + c];
-            else x[c * a.length + i] = round_bf16(sheet[i * 16 + c]);
-          }
-        }
-  }
+  const int64_t blocks = (a.channels + kSheet - 1) / kSheet;
+  for_spans(a.batch * blocks, a.length, index, count, [&](int64_t unit, int64_t t, int64_t times) {
+    const int64_t channel = unit % blocks * kSheet, held = min64(kSheet, a.channels - channel);
+    T* x = static_cast<T*>(a.x) + (unit / blocks * a.channels + channel) * a.length + t;
+    float* sheet = a.sheet + (unit * a.length + t) * kSheet;
+    if (a.to_sheet)
+      return to_rows(x, a.length, held, kSheet, times, [&](int64_t i, int64_t c, vf v) { store(sheet + i * kSheet + c, v); });
+    for (int64_t i = 0; i < times; i += VF)
+      for (int64_t c = 0; c < held; c += VF) {
+        const int64_t n = min64(VF, times - i);
+        vf v[VF];
+        for (int64_t j = 0; j < VF; ++j) v[j] = j < n ? load(sheet + (i + j) * kSheet + c) : set1(0.0f);
+        transpose(v);
+        for (int64_t j = 0; j < min64(VF, held - c); ++j) store_upto(x + (c + j) * a.length + i, v[j], n);
+      }
+  });
 }
 
 }  // namespace
