@@ -15,11 +15,13 @@
 
 #include "linear_int4_vnni.h"
 #include "weights_ahead.h"
+#include "words_ahead.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr bool kPairs = ANTIPHON_ADDS_BESIDE_PRODUCTS;
 
+static_assert(kInt4Block == kWordBlock);
 constexpr int kInt4WordRows = 4;  // rows of x at a time: 16 sums with two blocks of W
 constexpr int kInt4WordSteps = 8;  // in which rows of x meet a group, two words in each
 constexpr int64_t kHalfGroup = kInt4Group / 2;   // columns in the same half of W's bytes
@@ -74,22 +76,6 @@ inline void split_int4_words(const T* x, int64_t k, int64_t t, Int4Words& out) {
     store_negative_sums<kPaired>(of_high, of_low, out.starts + 2 * at);
   }
 }
-
-// One group of kBlocks blocks of 16 rows of W, `stride` bytes apart, to be transposed in kParts parts: word j of all rows of
-// block b in words[b][j].
-template <int kBlocks>
-struct WordsAhead {
-  static constexpr int kParts = 2 * kBlocks;
-  const uint8_t* w;
-  int64_t stride;
-  __m512i (*words)[16];
-
-  void make(int part) const {
-    const uint8_t* first = w + part / 2 * kInt4Block * stride;
-    const auto row = [&](int r) { return _mm512_loadu_si512(first + r * stride); };
-    part % 2 ? transpose_half<true>(row, words[part / 2]) : transpose_half<false>(row, words[part / 2]);
-  }
-};
 
 // What a pass over one group reads beside x.
 template <int kBlocks>

@@ -11,13 +11,15 @@
 #if defined(__AMX_INT8__)
 #include "linear_int8_amx.h"
 #elif defined(__AVX512VNNI__)
-#include "linear_int8_vnni.h"
+#include "linear_int8_words.h"
 #endif
 
 namespace antiphon::ANTIPHON_ISA {
 namespace {
 
-#if !defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && !defined(__AMX_INT8__)
+constexpr int64_t kWordRowsFrom = 5;  // rows of x; with fewer memory is all, and four rows of W are read more evenly
+#elif !defined(__AVX512VNNI__)
 constexpr int kInt8Rows = 4, kInt8Cols = 2;
 
 template <class T>
@@ -111,7 +113,7 @@ void int8_branch(const LinearInt8Args& a, int which, const RowUnits& units) {
 #if defined(__AMX_INT8__)
   const auto run = tile_linear_int8<T>;
 #elif defined(__AVX512VNNI__)
-  const auto run = vnni_linear_int8<T>;
+  const auto run = num_rows < kWordRowsFrom ? vnni_linear_int8<T> : word_linear_int8<T>;
 #else
   const auto run = rows_linear_int8<T>;
 #endif
