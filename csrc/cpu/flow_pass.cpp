@@ -154,7 +154,8 @@ struct FlowPass::Thread : PassThread {
     });
     wait();
     linear_gelu(w.fc1, w.fc2, s.y_.data(), s.rows_, rows, s.hidden_, Activation::gelu_tanh, s.wide_);
-    linear(w.fc2, i + 1 < m.layers.size() ? &m.layers[i + 1].qkv : &m.output, s.hidden_.data(), s.wide_, rows, s.branch_.data());
+    const PassLinear& then = i + 1 < m.layers.size() ? m.layers[i + 1].qkv : m.output;
+    linear(w.fc2, &then, s.hidden_.data(), s.wide_, rows, s.branch_.data());
     wait();
   }
 

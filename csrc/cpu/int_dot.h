@@ -219,4 +219,17 @@ inline __m512i in_order(__m512i split) {
 }
 #endif
 
+#if defined(__AVX512VNNI__)
+// 64 columns of a row of x to both planes; adds to the sums of each, whose lanes are to be added up.
+template <class T>
+inline void split_line(const T* x, vf inverse, int8_t* high, int8_t* low, __m512i (&sums)[2]) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i planes[2];
+  split_columns(x, inverse, &planes[0], &planes[1]);
+  _mm512_store_si512(high, in_order(planes[0]));
+  _mm512_store_si512(low, in_order(planes[1]));
+  for (int i = 0; i < 2; ++i) sums[i] = IntDot::step(sums[i], ones, planes[i]);
+}
+#endif
+
 }  // namespace antiphon::ANTIPHON_ISA

@@ -22,20 +22,13 @@ struct Int4Columns {
 
 template <class T>
 inline void split_int4_columns(const T* x, int64_t k, Int4Columns& out) {
-  const __m512i ones = _mm512_set1_epi8(1);
   out.step = quantum(x, k);
   const vf inverse = set1(inverse_of(out.step));
   for (int64_t g = 0; g < k / kInt4Group; ++g) {
-    __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
-    for (int64_t i = g * kInt4Group; i < (g + 1) * kInt4Group; i += IntDot::width) {
-      __m512i high, low;
-      split_columns(x + i, inverse, &high, &low);
-      _mm512_store_si512(out.high + i, in_order(high));
-      _mm512_store_si512(out.low + i, in_order(low));
-      high_sum = _mm512_dpbusd_epi32(high_sum, ones, high);
-      low_sum = _mm512_dpbusd_epi32(low_sum, ones, low);
-    }
-    out.offsets[g] = 8 * _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(high_sum, 8), low_sum));
+    __m512i sums[2] = {};
+    for (int64_t i = g * kInt4Group; i < (g + 1) * kInt4Group; i += IntDot::width)
+      split_line(x + i, inverse, out.high + i, out.low + i, sums);
+    out.offsets[g] = 8 * IntDot::total(_mm512_add_epi32(_mm512_slli_epi32(sums[0], 8), sums[1]));
   }
 }
 

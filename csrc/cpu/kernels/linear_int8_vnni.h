@@ -1,4 +1,4 @@
-// int8 skinny linear with AVX512-VNNI; included by linear_int8.cpp where the instruction set has it and no tiles.
+// int8 skinny linear with AVX512-VNNI, for the fewest rows of x; linear_int8_words.h, for more, includes it.
 //
 // Four rows of W by two rows of x at a time, each in two planes: 16 sums. W is read as one stream, the four rows after
 // those at work asked for evenly while all of x passes by. k is walked in chunks of which x stays in the first-level
@@ -24,20 +24,12 @@ struct Int8Planes {
 
 template <class T>
 inline void split_int8_planes(const T* x, int64_t k, Int8Planes& out) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
+  __m512i sums[2] = {};
   out.step = quantum(x, k);
   const vf inverse = set1(inverse_of(out.step));
-  for (int64_t i = 0; i < k; i += IntDot::width) {
-    __m512i high, low;
-    split_columns(x + i, inverse, &high, &low);
-    _mm512_store_si512(out.high + i, in_order(high));
-    _mm512_store_si512(out.low + i, in_order(low));
-    high_sum = _mm512_dpbusd_epi32(high_sum, ones, high);
-    low_sum = _mm512_dpbusd_epi32(low_sum, ones, low);
-  }
-  out.high_offset = 128 * _mm512_reduce_add_epi32(high_sum);
-  out.low_offset = 128 * _mm512_reduce_add_epi32(low_sum);
+  for (int64_t i = 0; i < k; i += IntDot::width) split_line(x + i, inverse, out.high + i, out.low + i, sums);
+  out.high_offset = IntDot::int8_offset * IntDot::total(sums[0]);
+  out.low_offset = IntDot::int8_offset * IntDot::total(sums[1]);
 }
 
 // sums[plane][c][r] of R rows of W, k apart, and C rows of x over columns [begin, end): those that `held` has, or the

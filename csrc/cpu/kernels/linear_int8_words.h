@@ -26,21 +26,14 @@ struct Int8Words {
 // Row t. Sums begin with what takes back that W is met with an offset of 128.
 template <class T>
 inline void split_int8_words(const T* x, int64_t k, int64_t t, Int8Words& out) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
+  __m512i sums[2] = {};
   out.steps[t] = quantum(x, k);
   const vf inverse = set1(inverse_of(out.steps[t]));
   for (int64_t i = 0; i < k; i += kLine) {
     int8_t* to = out.planes + (i * out.num_rows + t * kLine) * 2;
-    __m512i high, low;
-    split_columns(x + i, inverse, &high, &low);
-    _mm512_store_si512(to, in_order(high));
-    _mm512_store_si512(to + kLine, in_order(low));
-    high_sum = IntDot::step(high_sum, ones, high);
-    low_sum = IntDot::step(low_sum, ones, low);
+    split_line(x + i, inverse, to, to + kLine, sums);
   }
-  out.starts[t][0] = -IntDot::int8_offset * _mm512_reduce_add_epi32(high_sum);
-  out.starts[t][1] = -IntDot::int8_offset * _mm512_reduce_add_epi32(low_sum);
+  for (int plane = 0; plane < 2; ++plane) out.starts[t][plane] = -IntDot::int8_offset * IntDot::total(sums[plane]);
 }
 
 // sums[t][plane][b] += the products of a line with M rows of x, whose planes these are. The first of the rows of x that meet a
