@@ -19,6 +19,7 @@ namespace antiphon::ANTIPHON_ISA {
 constexpr int kBlockRows = 4;
 constexpr int kBlockCols = 4;
 constexpr int64_t kRowsCached = 24 << 10;  // bytes of x
+constexpr int64_t kSumsTogether = 8;       // of 16 lanes, from which on adding them up side by side is less work
 
 template <class T>
 struct RowProblem {
@@ -81,6 +82,31 @@ inline void accumulate_columns(int c, const W* const* w, const T* const* x, int6
   }
 }
 
+// out[c * out_stride + r] = the sum of acc[r][c]'s lanes + bias[r], of R rows of W and `count` rows of x.
+template <int R, class T>
+inline void row_results(const vf (&acc)[kBlockRows][kBlockCols], int64_t count, const T* bias, T* out,
+                        int64_t out_stride) {
+  for (int64_t c = 0; c < count; ++c)
+    for (int r = 0; r < R; ++r)
+      store_n(out + c * out_stride + r, set1(hsum(acc[r][c]) + (bias ? widen(bias[r]) : 0.0f)), 1);
+}
+
+// The same for VF sums at once.
+template <int R, class T>
+inline void row_results_together(const vf (&acc)[kBlockRows][kBlockCols], int64_t count, const T* bias, T* out,
+                                 int64_t out_stride) {
+  constexpr int kSums = R * kBlockCols, kPadded = (kSums + VF - 1) / VF * VF;
+  alignas(64) float biases[kPadded] = {};
+  for (int i = 0; bias && i < kSums; ++i) biases[i] = widen(bias[i % R]);
+  T results[kPadded];
+  for (int i = 0; i < kPadded; i += VF) {
+    vf v[VF];
+    for (int j = 0; j < VF; ++j) v[j] = i + j < kSums ? acc[(i + j) % R][(i + j) / R] : set1(0.0f);
+    store(results + i, add(hsums(v), load(biases + i)));
+  }
+  for (int64_t c = 0; c < count; ++c) std::memcpy(out + c * out_stride, results + c * R, R * sizeof(T));
+}
+
 // Steps of a block, of which each may ask for something.
 template <class T>
 inline int64_t block_steps(const RowProblem<T>& p) {
@@ -107,11 +133,13 @@ inline void row_block(const RowProblem<T>& p, const W* w, const T* bias, T* out,
       for (int64_t c = 0; c < count; ++c) columns[c] = p.x + (g * kBlockCols + c) * p.x_stride;
       accumulate_columns<T, R>(static_cast<int>(count), rows, columns, begin, min64(begin + chunk, p.k), ahead, acc[g]);
     }
-  for (int64_t t = 0; t < p.num_rows; ++t)
-    for (int r = 0; r < R; ++r) {
-      const float sum = hsum(acc[t / kBlockCols][r][t % kBlockCols]) + (bias ? widen(bias[r]) : 0.0f);
-      store_n(out + t * out_stride + r, set1(sum), 1);
-    }
+  for (int64_t t = 0; t < p.num_rows; t += kBlockCols, out += kBlockCols * out_stride) {
+    const int64_t count = min64(kBlockCols, p.num_rows - t);
+    if (VF == 16 && count * R >= kSumsTogether)
+      row_results_together<R>(acc[t / kBlockCols], count, bias, out, out_stride);
+    else
+      row_results<R>(acc[t / kBlockCols], count, bias, out, out_stride);
+  }
 }
 
 }  // namespace antiphon::ANTIPHON_ISA
