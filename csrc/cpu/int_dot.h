@@ -153,17 +153,9 @@ inline float quantum(const T* x, int64_t k) {
 }
 inline float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
 
-// q / kBase to the nearest integer; where two are as near, the larger.
-template <int kBase>
-inline int32_t high_part(int32_t q) {
-  if constexpr (kBase == kByteBase) return (q + 128) >> 8;
-  constexpr int32_t kInverse = 17404;  // 2^22 / 241; exact for all numerators up to 62000
-  return ((q + kOddBase / 2 + 128 * kOddBase) * kInverse >> 22) - 128;
-}
-
-// q = kBase high + low of a row: put(i, high, low, n) for runs of up to 64 columns from i on, n a multiple of 4 wherever
+// q = 256 high + low of a row: put(i, high, low, n) for runs of up to 64 columns from i on, n a multiple of 4 wherever
 // k is one.
-template <int kBase = kByteBase, class T, class Put>
+template <class T, class Put>
 inline float split_row(const T* x, int64_t k, const Put& put) {
   constexpr int64_t kRun = 64;
   const float step = quantum(x, k), inverse = inverse_of(step);
@@ -173,9 +165,9 @@ inline float split_row(const T* x, int64_t k, const Put& put) {
     const int64_t n = min64(kRun, k - i);
     for_vectors(n, [&](int64_t j, int64_t m) { store_upto(q + j, nearest(mul(load_upto(x + i + j, m), set1(inverse))), m); });
     for (int64_t j = 0; j < n; ++j) {
-      const int32_t value = static_cast<int32_t>(q[j]), upper = high_part<kBase>(value);
+      const int32_t value = static_cast<int32_t>(q[j]), upper = (value + 128) >> 8;
       high[j] = static_cast<int8_t>(upper);
-      low[j] = static_cast<int8_t>(value - kBase * upper);
+      low[j] = static_cast<int8_t>(value - 256 * upper);
     }
     put(i, high, low, n);
   }

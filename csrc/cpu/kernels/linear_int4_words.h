@@ -22,8 +22,6 @@ namespace antiphon::ANTIPHON_ISA {
 constexpr bool kPairs = ANTIPHON_ADDS_BESIDE_PRODUCTS;
 
 static_assert(kInt4Block == kWordBlock);
-constexpr int kInt4WordRows = 4;  // rows of x at a time: 16 sums with two blocks of W
-constexpr int kInt4WordSteps = 8;  // in which rows of x meet a group, two words in each
 constexpr int64_t kHalfGroup = kInt4Group / 2;   // columns in the same half of W's bytes
 constexpr int64_t kPlaneGroup = 2 * kInt4Group;  // bytes of a row's group in two planes
 // What a and b are stored with, so that a + w is a byte without sign and b + v one with: W is held as 0 to 15.
@@ -152,12 +150,7 @@ inline void int4_group(Int4Group<kBlocks>& group, const int8_t* x, const int32_t
 template <Pass kPass, int kBlocks>
 inline void int4_group_of(int64_t rows, Int4Group<kBlocks>& group, const int8_t* x, const int32_t* starts,
                           LinesAhead& lines, vf (*sums)[kBlocks]) {
-  switch (rows) {
-    case 1: return int4_group<kPass, 1>(group, x, starts, lines, sums);
-    case 2: return int4_group<kPass, 2>(group, x, starts, lines, sums);
-    case 3: return int4_group<kPass, 3>(group, x, starts, lines, sums);
-    default: return int4_group<kPass, 4>(group, x, starts, lines, sums);
-  }
+  with_rows_of_x(rows, [&](auto m) { int4_group<kPass, m>(group, x, starts, lines, sums); });
 }
 
 // `rows` rows of W, at most kBlocks blocks, against all rows of x; scale, bias and out are those of the first row.
@@ -178,12 +171,12 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
     Int4Group<kBlocks> group{words[g % 2], g + 1 < groups ? &next : nullptr, {}, {}};
     prefetch(scale + g * n + kBlocks * kInt4Block);  // of the next rows: a group's scales are far from the last one's
     for (int b = 0; b < kBlocks; ++b) group.factors[b] = load_upto(scale + g * n + b * kInt4Block, held(b));
-    for (int64_t t = 0; t < x.num_rows; t += kInt4WordRows) {
+    for (int64_t t = 0; t < x.num_rows; t += kWordRowsOfX) {
       const int64_t at = g * x.num_rows + t, left = x.num_rows - t;
       const auto run = t > 0                  ? int4_group_of<Pass::later, kBlocks>
-                       : left > kInt4WordRows ? int4_group_of<Pass::first, kBlocks>
+                       : left > kWordRowsOfX ? int4_group_of<Pass::first, kBlocks>
                                               : int4_group_of<Pass::only, kBlocks>;
-      run(min64(kInt4WordRows, left), group, x.planes + at * kPlaneGroup, x.starts + 2 * at, lines, sums + t);
+      run(min64(kWordRowsOfX, left), group, x.planes + at * kPlaneGroup, x.starts + 2 * at, lines, sums + t);
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
@@ -197,30 +190,20 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
 template <class T>
 inline void word_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale,
                              const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
-  constexpr int64_t kRows = 2 * kInt4Block;  // of W at a time
   const int64_t groups = k / kInt4Group, row_bytes = groups * kInt4Bytes;
-  const int64_t fetches = kInt4WordSteps * groups * ((num_rows + kInt4WordRows - 1) / kInt4WordRows);
-  auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 8 * groups) + kRows * row_bytes));
-  auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);  // the last rows of W, zero-padded
-  auto* starts = reinterpret_cast<int32_t*>(tail + kRows * row_bytes);
+  auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 8 * groups) + 2 * kWordBlock * row_bytes));
+  auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);
+  auto* starts = reinterpret_cast<int32_t*>(tail + 2 * kWordBlock * row_bytes);
   Int4Words split{reinterpret_cast<int8_t*>(memory), starts, {}, num_rows};
   for (int64_t t = 0; t < num_rows; ++t) {
-    const auto run = kPairs && t >= kInt4WordRows ? split_int4_words<true, T> : split_int4_words<false, T>;
+    const auto run = kPairs && t >= kWordRowsOfX ? split_int4_words<true, T> : split_int4_words<false, T>;
     run(x + t * x_stride, k, t, split);
   }
-  for (Range range; units.take(range);)
-    for (int64_t row = range.begin; row < range.end; row += kRows) {
-      const int64_t rows = min64(kRows, range.end - row);
-      const uint8_t* first = w + row * row_bytes;
-      const LinesAhead ahead(first + rows * row_bytes, rows * row_bytes, fetches);
-      if (rows % kInt4Block) {
-        std::memset(tail, 0, kRows * row_bytes);
-        std::memcpy(tail, first, rows * row_bytes);
-        first = tail;
-      }
-      const auto run = rows > kInt4Block ? int4_word_blocks<2, T> : int4_word_blocks<1, T>;
-      run(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, ahead, out + row);
-    }
+  for_word_blocks(units, w, row_bytes, groups, num_rows, tail,
+                  [&](const uint8_t* first, int64_t row, int64_t rows, const LinesAhead& ahead) {
+                    const auto run = rows > kWordBlock ? int4_word_blocks<2, T> : int4_word_blocks<1, T>;
+                    run(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, ahead, out + row);
+                  });
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

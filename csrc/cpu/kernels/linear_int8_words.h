@@ -11,8 +11,6 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int kInt8WordRows = 4;  // rows of x at a time: 16 sums with two blocks of W
-constexpr int kInt8WordSteps = 8;  // in which rows of x meet a line, two words in each
 constexpr int64_t kLine = IntDot::width;
 
 // Rows of x: planes [k / 64][num_rows][2][64], and what every row's two sums begin with.
@@ -69,12 +67,7 @@ inline void int8_line(const __m512i (*words)[16], const WordsAhead<kBlocks>* ahe
 template <bool kFirst, int kBlocks>
 inline void int8_line_of(int64_t rows, const __m512i (*words)[16], const WordsAhead<kBlocks>* ahead, const int8_t* x,
                          LinesAhead& lines, __m512i (*sums)[2][kBlocks]) {
-  switch (rows) {
-    case 1: return int8_line<kFirst, 1>(words, ahead, x, lines, sums);
-    case 2: return int8_line<kFirst, 2>(words, ahead, x, lines, sums);
-    case 3: return int8_line<kFirst, 3>(words, ahead, x, lines, sums);
-    default: return int8_line<kFirst, 4>(words, ahead, x, lines, sums);
-  }
+  with_rows_of_x(rows, [&](auto m) { int8_line<kFirst, m>(words, ahead, x, lines, sums); });
 }
 
 // `rows` rows of W, at most kBlocks blocks, against all rows of x; scale, bias and out are those of the first row.
@@ -92,9 +85,9 @@ inline void int8_word_blocks(const uint8_t* w, const float* scale, const T* bias
     next.w += kLine;
     next.words = words[(g + 1) % 2];
     const WordsAhead<kBlocks>* ahead = (g + 1) * kLine < k ? &next : nullptr;
-    for (int64_t t = 0; t < x.num_rows; t += kInt8WordRows) {
+    for (int64_t t = 0; t < x.num_rows; t += kWordRowsOfX) {
       const auto run = t == 0 ? int8_line_of<true, kBlocks> : int8_line_of<false, kBlocks>;
-      run(min64(kInt8WordRows, x.num_rows - t), words[g % 2], ahead, x.planes + (g * x.num_rows + t) * 2 * kLine, lines,
+      run(min64(kWordRowsOfX, x.num_rows - t), words[g % 2], ahead, x.planes + (g * x.num_rows + t) * 2 * kLine, lines,
           sums + t);
     }
   }
@@ -112,25 +105,15 @@ inline void int8_word_blocks(const uint8_t* w, const float* scale, const T* bias
 template <class T>
 inline void word_linear_int8(const T* x, int64_t x_stride, int64_t num_rows, const int8_t* w, const float* scale,
                              const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
-  constexpr int64_t kRows = 2 * kWordBlock;  // of W at a time
-  auto* memory = static_cast<int8_t*>(scratch((2 * num_rows + kRows) * k));
-  auto* tail = reinterpret_cast<uint8_t*>(memory + 2 * num_rows * k);  // the last rows of W, zero-padded
+  auto* memory = static_cast<int8_t*>(scratch((2 * num_rows + 2 * kWordBlock) * k));
   Int8Words split{memory, {}, {}, num_rows};
   for (int64_t t = 0; t < num_rows; ++t) split_int8_words(x + t * x_stride, k, t, split);
-  const int64_t fetches = kInt8WordSteps * (k / kLine) * ((num_rows + kInt8WordRows - 1) / kInt8WordRows);
-  for (Range range; units.take(range);)
-    for (int64_t row = range.begin; row < range.end; row += kRows) {
-      const int64_t rows = min64(kRows, range.end - row);
-      const auto* first = reinterpret_cast<const uint8_t*>(w + row * k);
-      const LinesAhead ahead(first + rows * k, rows * k, fetches);
-      if (rows % kWordBlock) {
-        std::memset(tail, 0, kRows * k);
-        std::memcpy(tail, first, rows * k);
-        first = tail;
-      }
-      const auto run = rows > kWordBlock ? int8_word_blocks<2, T> : int8_word_blocks<1, T>;
-      run(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, ahead, out + row);
-    }
+  for_word_blocks(units, reinterpret_cast<const uint8_t*>(w), k, k / kLine, num_rows,
+                  reinterpret_cast<uint8_t*>(memory + 2 * num_rows * k),
+                  [&](const uint8_t* first, int64_t row, int64_t rows, const LinesAhead& ahead) {
+                    const auto run = rows > kWordBlock ? int8_word_blocks<2, T> : int8_word_blocks<1, T>;
+                    run(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, ahead, out + row);
+                  });
 }
 
 }  // namespace antiphon::ANTIPHON_ISA
