@@ -1,8 +1,9 @@
-// Exact integer dot products of int8 or int4 weights with activations held as two int8 planes.
+// Exact integer dot products of int8 or int4 weights with activations held as 16-bit integers.
 //
-// A row of x is quantised to q = round(x / step), |q| <= 127 * 241, and split into q = 256 high + low with both parts
-// in [-128, 127], or q = 241 high + low with low in [-120, 120]. Sums are integers, so neither order nor instruction set
-// nor how q is split changes them; the error against float activations is half a step, 1.6e-5 of the row's largest value.
+// A row of x is quantised to q = round(x / step), |q| <= 127 * 241. Instruction sets that multiply bytes have it as two planes
+// of int8: q = 256 high + low with both parts in [-128, 127], or q = 241 high + low with low in [-120, 120]. Sums are
+// integers, so neither order nor instruction set nor how q is split changes them; the error against float activations is
+// half a step, 1.6e-5 of the row's largest value.
 #pragma once
 
 #include "simd.h"
@@ -18,112 +19,132 @@ constexpr int64_t kInt4Bytes = 64;   // of a group
 // 64 products a step; the instruction wants one side unsigned, so weights carry an offset that `start` takes back.
 struct IntDot {
   static constexpr int width = 64;
-  using Plane = int8_t;
   using vec = __m512i;
   using acc = __m512i;
   static acc start(int32_t offset_sum) { return _mm512_maskz_set1_epi32(1, -offset_sum); }
   static constexpr int int8_offset = 128;
-  static constexpr int int4_offset = 8;
-  static vec load(const Plane* p) { return _mm512_loadu_si512(p); }
   static vec load_int8(const int8_t* w) { return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128)); }
-  static void load_int4(const uint8_t* w, vec (&out)[2]) {
-    const __m512i raw = _mm512_loadu_si512(w), mask = _mm512_set1_epi8(15);
-    out[0] = _mm512_and_si512(raw, mask);
-    out[1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
-  }
   // Not the intrinsic: GCC 12 copies sums to and fro around it, for up to 2.5 times the time.
   static acc step(acc sum, vec w, vec x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;
   }
   // The same four numbers of x for all lanes.
-  static vec word(const Plane* x) {
+  static vec word(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
     return _mm512_set1_epi32(four);
   }
   static int32_t total(acc sum) { return _mm512_reduce_add_epi32(sum); }
-  static vf combine(acc high, acc low) { return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)); }
+  // 256 high + low, rounded once.
+  static vf combine(acc high, acc low) {
+    const auto half = [](__m256i of_high, __m256i of_low) {
+      return _mm512_cvtpd_ps(_mm512_fmadd_pd(_mm512_cvtepi32_pd(of_high), _mm512_set1_pd(256.0), _mm512_cvtepi32_pd(of_low)));
+    };
+    const __m256 first = half(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
+    const __m256 second = half(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
+  }
 };
 #elif defined(__AVX512BW__)
 struct IntDot {
-  static constexpr int width = 32;
-  using Plane = int16_t;
   using vec = __m512i;
-  using acc = __m512i;
-  static acc start(int32_t) { return _mm512_setzero_si512(); }
-  static constexpr int int8_offset = 0;
-  static constexpr int int4_offset = 0;
-  static vec load(const Plane* p) { return _mm512_loadu_si512(p); }
+  static constexpr int width = 32, bytes = 64;  // columns of a vector, of 16 bits or a byte each
+  static vec zero() { return _mm512_setzero_si512(); }
+  static vec load(const int16_t* x) { return _mm512_loadu_si512(x); }
+  static vec load(const int8_t* x) { return _mm512_loadu_si512(x); }
   static vec load_int8(const int8_t* w) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
   }
-  static void load_int4(const uint8_t* w, vec (&out)[4]) {
-    const __m512i eight = _mm512_set1_epi16(8), mask = _mm512_set1_epi16(15);
-    for (int i = 0; i < 2; ++i) {
-      const __m512i raw = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * i)));
-      out[i] = _mm512_sub_epi16(_mm512_and_si512(raw, mask), eight);
-      out[2 + i] = _mm512_sub_epi16(_mm512_srli_epi16(raw, 4), eight);
-    }
+  static void load_int4(const uint8_t* w, vec (&out)[2]) {
+    const vec raw = _mm512_loadu_si512(w), mask = _mm512_set1_epi8(15);
+    out[0] = _mm512_and_si512(raw, mask);
+    out[1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
   }
-  static acc step(acc sum, vec w, vec x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
-  static int32_t total(acc sum) { return _mm512_reduce_add_epi32(sum); }
-  static vf combine(acc high, acc low) { return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)); }
+  static vec add(vec a, vec b) { return _mm512_add_epi32(a, b); }
+  // Not the intrinsic: GCC 12 adds up many products as a tree, of which it keeps half in memory.
+  static vec add_pairs(vec a, vec b) {
+    asm("vpaddw %1, %0, %0" : "+v"(a) : "v"(b));
+    return a;
+  }
+  static vec byte_products(vec w, vec x) { return _mm512_maddubs_epi16(w, x); }
+  static vec products(vec a, vec b) { return _mm512_madd_epi16(a, b); }
+  static vec times(vec a, int16_t by) { return products(a, _mm512_set1_epi16(by)); }
+  static vf less(vec a, int32_t by) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(by))); }
+  static int64_t total(vec sum) {
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sum)),
+                                                    _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sum, 1))));
+  }
+  static void store(int16_t* to, vf v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v)));
+  }
 };
 #elif defined(__AVX2__)
 struct IntDot {
-  static constexpr int width = 16;
-  using Plane = int16_t;
   using vec = __m256i;
-  using acc = __m256i;
-  static acc start(int32_t) { return _mm256_setzero_si256(); }
-  static constexpr int int8_offset = 0;
-  static constexpr int int4_offset = 0;
-  static vec load(const Plane* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static constexpr int width = 16, bytes = 32;
+  static vec zero() { return _mm256_setzero_si256(); }
+  static vec load(const int16_t* x) { return _mm256_loadu_si256(reinterpret_cast<const vec*>(x)); }
+  static vec load(const int8_t* x) { return _mm256_loadu_si256(reinterpret_cast<const vec*>(x)); }
   static vec load_int8(const int8_t* w) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
   }
-  static void load_int4(const uint8_t* w, vec (&out)[8]) {
-    const __m256i eight = _mm256_set1_epi16(8), mask = _mm256_set1_epi16(15);
-    for (int i = 0; i < 4; ++i) {
-      const __m256i raw = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 16 * i)));
-      out[i] = _mm256_sub_epi16(_mm256_and_si256(raw, mask), eight);
-      out[4 + i] = _mm256_sub_epi16(_mm256_srli_epi16(raw, 4), eight);
+  static void load_int4(const uint8_t* w, vec (&out)[4]) {
+    const vec mask = _mm256_set1_epi8(15);
+    for (int i = 0; i < 2; ++i) {
+      const vec raw = _mm256_loadu_si256(reinterpret_cast<const vec*>(w + 32 * i));
+      out[i] = _mm256_and_si256(raw, mask);
+      out[2 + i] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
     }
   }
-  static acc step(acc sum, vec w, vec x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
-  static int32_t total(acc sum) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  static vec add(vec a, vec b) { return _mm256_add_epi32(a, b); }
+  static vec add_pairs(vec a, vec b) {
+    asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));
+    return a;
   }
-  static vf combine(acc high, acc low) { return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high, 8), low)); }
+  static vec byte_products(vec w, vec x) { return _mm256_maddubs_epi16(w, x); }
+  static vec products(vec a, vec b) { return _mm256_madd_epi16(a, b); }
+  static vec times(vec a, int16_t by) { return products(a, _mm256_set1_epi16(by)); }
+  static vf less(vec a, int32_t by) { return _mm256_cvtepi32_ps(_mm256_sub_epi32(a, _mm256_set1_epi32(by))); }
+  static int64_t total(vec sum) {
+    const vec four = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(sum)),
+                                      _mm256_cvtepi32_epi64(_mm256_extracti128_si256(sum, 1)));
+    const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    return _mm_cvtsi128_si64(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)));
+  }
+  static void store(int16_t* to, vf v) {
+    const vec whole = _mm256_cvtps_epi32(v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
+  }
 };
 #else
 struct IntDot {
-  static constexpr int width = 1;
-  using Plane = int8_t;
   using vec = int32_t;
-  using acc = int32_t;
-  static acc start(int32_t) { return 0; }
-  static constexpr int int8_offset = 0;
-  static constexpr int int4_offset = 0;
-  static vec load(const Plane* p) { return *p; }
+  static constexpr int width = 1, bytes = 1;
+  static vec zero() { return 0; }
+  static vec load(const int16_t* x) { return *x; }
+  static vec load(const int8_t* x) { return *x; }
   static vec load_int8(const int8_t* w) { return *w; }
   static void load_int4(const uint8_t* w, vec (&out)[128]) {
     for (int i = 0; i < 64; ++i) {
-      out[i] = (w[i] & 15) - 8;
-      out[64 + i] = (w[i] >> 4) - 8;
+      out[i] = w[i] & 15;
+      out[64 + i] = w[i] >> 4;
     }
   }
-  static acc step(acc sum, vec w, vec x) { return sum + w * x; }
-  static int32_t total(acc sum) { return sum; }
-  static vf combine(acc high, acc low) { return static_cast<float>(high * 256 + low); }
+  static vec add(vec a, vec b) { return a + b; }
+  static vec add_pairs(vec a, vec b) { return a + b; }
+  static vec byte_products(vec w, vec x) { return w * x; }
+  static vec products(vec a, vec b) { return a * b; }
+  static vec times(vec a, int16_t by) { return a * by; }
+  static vf less(vec a, int32_t by) { return static_cast<float>(a - by); }
+  static int64_t total(vec sum) { return sum; }
+  static void store(int16_t* to, vf v) { *to = static_cast<int16_t>(std::nearbyintf(v)); }
 };
 #endif
 
-#if defined(__AVX512F__)
 // Lane r of the result is the sum of the lanes of v[r].
+#if defined(__AVX512F__)
 inline __m512i sum_of_each(const __m512i (&v)[16]) {
   __m512i pairs[8], quads[4], halves[2];
   for (int i = 0; i < 8; ++i)
@@ -138,6 +159,20 @@ inline __m512i sum_of_each(const __m512i (&v)[16]) {
   return _mm512_add_epi32(_mm512_shuffle_i32x4(halves[0], halves[1], 0x88),
                           _mm512_shuffle_i32x4(halves[0], halves[1], 0xdd));
 }
+#elif defined(__AVX2__)
+inline __m256i sum_of_each(const __m256i (&v)[8]) {
+  __m256i pairs[4], quads[2];
+  for (int i = 0; i < 4; ++i)
+    pairs[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                                _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 2; ++i)
+    quads[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                                _mm256_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(quads[0], quads[1], 0x20),
+                          _mm256_permute2x128_si256(quads[0], quads[1], 0x31));
+}
+#else
+inline int32_t sum_of_each(const int32_t (&v)[1]) { return v[0]; }
 #endif
 
 // Largest |q| of a row becomes 127 * 241; returns the step (0 for a row of zeros).
@@ -153,30 +188,17 @@ inline float quantum(const T* x, int64_t k) {
 }
 inline float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
 
-// q = 256 high + low of a row: put(i, high, low, n) for runs of up to 64 columns from i on, n a multiple of 4 wherever
-// k is one.
-template <class T, class Put>
-inline float split_row(const T* x, int64_t k, const Put& put) {
-  constexpr int64_t kRun = 64;
-  const float step = quantum(x, k), inverse = inverse_of(step);
-  alignas(64) float q[kRun];
-  alignas(64) int8_t high[kRun], low[kRun];
-  for (int64_t i = 0; i < k; i += kRun) {
-    const int64_t n = min64(kRun, k - i);
-    for_vectors(n, [&](int64_t j, int64_t m) { store_upto(q + j, nearest(mul(load_upto(x + i + j, m), set1(inverse))), m); });
-    for (int64_t j = 0; j < n; ++j) {
-      const int32_t value = static_cast<int32_t>(q[j]), upper = (value + 128) >> 8;
-      high[j] = static_cast<int8_t>(upper);
-      low[j] = static_cast<int8_t>(value - 256 * upper);
-    }
-    put(i, high, low, n);
-  }
-  return step;
+#if !defined(__AVX512VNNI__)
+// q of n columns, whole vectors.
+template <class T>
+inline void quantise(const T* x, int64_t n, float inverse, int16_t* q) {
+  for (int64_t i = 0; i < n; i += VF) IntDot::store(q + i, mul(load(x + i), set1(inverse)));
 }
+#endif
 
-#if defined(__AVX512BW__)
-// 64 columns of a row of x as split_row splits them, four to a word: word i holds columns 4 word_of_split(i) and after,
-// the order in which packing within quarters of a vector leaves them.
+#if defined(__AVX512VNNI__)
+// 64 columns of a row of x in two planes, four to a word: word i holds columns 4 word_of_split(i) and after, the order in
+// which packing within quarters of a vector leaves them.
 constexpr int64_t word_of_split(int64_t i) { return i % 4 * 4 + i / 4; }
 
 template <int kBase = kByteBase, class T>
@@ -209,9 +231,7 @@ inline __m512i in_order(__m512i split) {
   const __m512i words = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(words, split);
 }
-#endif
 
-#if defined(__AVX512VNNI__)
 // 64 columns of a row of x to both planes; adds to the sums of each, whose lanes are to be added up.
 template <class T>
 inline void split_line(const T* x, vf inverse, int8_t* high, int8_t* low, __m512i (&sums)[2]) {

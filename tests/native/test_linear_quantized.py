@@ -106,13 +106,34 @@ class TestNative:
                 out = with_threads(threads, lambda rows=rows: native(scheme, x[:rows], weight, scale, None, rows))
                 assert torch.equal(out, alone[:rows]), (rows, threads)
 
-    def test_int8_is_the_same_on_every_instruction_set(self, isa):
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_a_result_is_the_same_on_every_instruction_set(self, scheme, dtype, isa):
         from antiphon_kernels import _native
 
-        args = build("int8", 9, 47, 384, 4, torch.float32)
-        here = native("int8", *args)
-        _native.set_isa("scalar")
-        assert torch.equal(here, native("int8", *args))
+        other = "scalar" if scheme == "int8" else "avx2"  # int4 adds up groups by fused multiply-add
+        if other not in _native.available_isas() or (scheme == "int4" and isa == "scalar"):
+            pytest.skip("a multiplication and an addition round twice without vectors")
+        for rows in (1, 4, 9):
+            args = build(scheme, rows, 47, 1152, min(rows, 4), dtype)
+            _native.set_isa(isa)
+            here = native(scheme, *args)
+            _native.set_isa(other)
+            assert torch.equal(here, native(scheme, *args))
+
+    @pytest.mark.parametrize("rows", [1, 2, 5])
+    def test_int8_is_rounded_once_at_its_limits(self, rows, isa):
+        k = 9728  # sums of 2^35, and more products than 32 bits hold
+        x = torch.full((5, k), 127.0 * 241)  # a step is one
+        x[1:] *= torch.rand(4, k) * 2 - 1
+        x[1:, 0] = 127 * 241
+        weight = torch.full((1, 19, k), 127, dtype=torch.int8)
+        weight[:, 1::3] *= -1
+        weight[:, 2::3] = torch.randint(-127, 128, (1, 6, k))
+        scale = torch.full((1, 19), 2.0**-20)
+        exact = x[:rows].double().round() @ weight[0].double().T
+        out = native("int8", x[:rows].contiguous(), weight, scale, None, rows)
+        assert torch.equal(out, exact.float() * 2.0**-20)
 
     @pytest.mark.parametrize("rows", [1, 4, 16])
     def test_int4_is_exact_at_its_limits(self, rows, isa):

@@ -1,98 +1,111 @@
-// int4 skinny linear through IntDot, for instruction sets without AVX512-VNNI; included by linear_int4.cpp. Groups are
-// added in lanes, and lanes in the order of hsum.
+// int4 skinny linear for instruction sets without AVX512-VNNI; included by linear_int4.cpp. The arithmetic of
+// linear_int4_vnni.h: VF rows of W at a time, whose exact sums of a group become a vector with a row a lane.
+//
+// Bytes of W, 0 to 15, meet the bytes of x's planes; a group's products fit sums of 16 bits, which become 32 bits when they
+// are put together as 256 high + low.
 #pragma once
 
 #include "int_dot.h"
 #include "kernels.h"
+#include "row_units.h"
 #include "weights_ahead.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int kInt4Rows = 2;  // rows of W side by side
+constexpr int kInt4Rows = VF;                                      // rows of W
+constexpr int kInt4Shared = VF == 16 ? 4 : VF == 8 ? 2 : 1;  // of them that meet what is loaded of x, as registers allow
+constexpr int kInt4Vectors = static_cast<int>(kInt4Group) / IntDot::bytes;
+static_assert(VF == 1 || kInt4Vectors * 2 * 15 * 128 < 1 << 15, "sums of a group's products fit 16 bits");
 
-template <class T>
-struct Int4Problem {
-  const uint8_t* w;   // [n, k / 2]
-  const bf16* scale;  // [k / 128, n]
-  const T* bias;
-  T* out;
-  int64_t n, num_rows, k;
-};
-
+// A row of x: planes [k / 128][high, low][128], and per group 8 times the sum of its q, for the weights' offset.
 struct Int4Row {
-  const IntDot::Plane *high, *low;  // [k]
-  const int32_t* offsets;           // [k / 128]: what the weights' offset adds to a group's sum
+  int8_t* planes;
+  int32_t* offsets;
   float step;
 };
 
 template <class T>
-Int4Row split_for_int4(const T* x, int64_t k, IntDot::Plane* planes, int32_t* offsets) {
-  std::memset(offsets, 0, k / kInt4Group * sizeof(int32_t));
-  const float step = split_row(x, k, [&](int64_t i, const int8_t* high, const int8_t* low, int64_t n) {
-    for (int64_t j = 0; j < n; ++j) {
-      planes[i + j] = high[j];
-      planes[k + i + j] = low[j];
-      offsets[i / kInt4Group] += (256 * high[j] + low[j]) * IntDot::int4_offset;
+inline void split_int4_row(const T* x, int64_t k, Int4Row& out) {
+  out.step = quantum(x, k);
+  const float inverse = inverse_of(out.step);
+  alignas(64) int16_t q[kInt4Group];
+  int8_t* to = out.planes;
+  for (int64_t g = 0; g < k / kInt4Group; ++g, to += 2 * kInt4Group) {
+    quantise(x + g * kInt4Group, kInt4Group, inverse, q);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < kInt4Group; ++i) {
+      to[i] = static_cast<int8_t>((q[i] + 128) >> 8);
+      to[kInt4Group + i] = static_cast<int8_t>(q[i] & 255);
+      sum += q[i];
     }
-  });
-  return {planes, planes + k, offsets, step};
+    out.offsets[g] = 8 * sum;
+  }
 }
 
-template <class T, int R>
-void int4_rows(const Int4Problem<T>& p, const Int4Row* x, int64_t n) {
-  constexpr int kVectors = static_cast<int>(kInt4Group) / IntDot::width;
-  vf sum[kMaxSkinnyRows][R];
-  for (int64_t t = 0; t < p.num_rows; ++t)
-    for (int r = 0; r < R; ++r) sum[t][r] = set1(0.0f);
-  const int64_t row_bytes = p.k / 2;
-  LinesAhead ahead(p.w + (n + R) * row_bytes, R * row_bytes, p.k / kInt4Group);
-  for (int64_t g = 0; g < p.k / kInt4Group; ++g) {
-    ahead.fetch();
-    IntDot::vec w[R][kVectors];
-    vf scale[R];
-    for (int r = 0; r < R; ++r) {
-      IntDot::load_int4(p.w + (n + r) * row_bytes + g * kInt4Bytes, w[r]);
-      scale[r] = set1(widen(p.scale[g * p.n + n + r]));
-    }
-    for (int64_t t = 0; t < p.num_rows; ++t) {
-      IntDot::acc high[R], low[R];
+// sums[r], over all lanes: a group of row r of W by a group of x, whose planes these are.
+template <int R>
+inline void int4_products(const IntDot::vec (&w)[R][kInt4Vectors], const int8_t* x, IntDot::vec* sums) {
+  IntDot::vec of_plane[2][R];
+  for (int plane = 0; plane < 2; ++plane)
+    for (int i = 0; i < kInt4Vectors; ++i) {
+      const IntDot::vec columns = IntDot::load(x + plane * kInt4Group + i * IntDot::bytes);
       for (int r = 0; r < R; ++r) {
-        high[r] = IntDot::start(0);
-        low[r] = IntDot::start(x[t].offsets[g]);
+        const IntDot::vec products = IntDot::byte_products(w[r][i], columns);
+        of_plane[plane][r] = i ? IntDot::add_pairs(of_plane[plane][r], products) : products;
       }
-      for (int i = 0; i < kVectors; ++i) {
-        const IntDot::vec xh = IntDot::load(x[t].high + g * kInt4Group + i * IntDot::width);
-        const IntDot::vec xl = IntDot::load(x[t].low + g * kInt4Group + i * IntDot::width);
-        for (int r = 0; r < R; ++r) {
-          high[r] = IntDot::step(high[r], w[r][i], xh);
-          low[r] = IntDot::step(low[r], w[r][i], xl);
-        }
-      }
-      for (int r = 0; r < R; ++r) sum[t][r] = fmadd(IntDot::combine(high[r], low[r]), scale[r], sum[t][r]);
     }
+  for (int r = 0; r < R; ++r) sums[r] = IntDot::add(IntDot::times(of_plane[0][r], 256), IntDot::times(of_plane[1][r], 1));
+}
+
+// `rows` rows of W, at most kInt4Rows, zeros behind them, against all rows of x; scale, bias and out are those of the first.
+template <class T>
+inline void int4_block(const uint8_t* w, const bf16* scale, const T* bias, int64_t n, int64_t k, int64_t rows,
+                       const Int4Row* x, int64_t num_rows, LinesAhead ahead, T* out) {
+  const int64_t groups = k / kInt4Group;
+  vf sums[kMaxSkinnyRows];
+  for (vf& sum : sums) sum = set1(0.0f);
+  for (int64_t g = 0; g < groups; ++g) {
+    IntDot::vec products[kMaxSkinnyRows][kInt4Rows];
+    for (int r = 0; r < kInt4Rows; r += kInt4Shared) {
+      ahead.fetch();
+      IntDot::vec columns[kInt4Shared][kInt4Vectors];
+      for (int i = 0; i < kInt4Shared; ++i) IntDot::load_int4(w + ((r + i) * groups + g) * kInt4Bytes, columns[i]);
+      for (int64_t t = 0; t < num_rows; ++t)
+        int4_products<kInt4Shared>(columns, x[t].planes + g * 2 * kInt4Group, products[t] + r);
+    }
+    prefetch(scale + g * n + kInt4Rows);
+    const vf factor = load_upto(scale + g * n, rows);
+    for (int64_t t = 0; t < num_rows; ++t)
+      sums[t] = fmadd(IntDot::less(sum_of_each(products[t]), x[t].offsets[g]), factor, sums[t]);
   }
-  for (int64_t t = 0; t < p.num_rows; ++t)
-    for (int r = 0; r < R; ++r) {
-      const float y = hsum(sum[t][r]) * x[t].step + (p.bias ? widen(p.bias[n + r]) : 0.0f);
-      store_n(p.out + t * p.n + n + r, set1(y), 1);
-    }
+  const vf shift = bias ? load_upto(bias, rows) : set1(0.0f);
+  for (int64_t t = 0; t < num_rows; ++t) store_upto(out + t * n, add(mul(sums[t], set1(x[t].step)), shift), rows);
 }
 
 template <class T>
-void rows_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale, const T* bias,
-                      T* out, int64_t n, int64_t k, RowUnits units) {
-  const Int4Problem<T> p{w, scale, bias, out, n, num_rows, k};
-  const int64_t plane_bytes = 2 * k * static_cast<int64_t>(sizeof(IntDot::Plane)), groups = k / kInt4Group;
-  auto* memory = static_cast<char*>(scratch(num_rows * (plane_bytes + groups * 4)));
-  Int4Row rows[kMaxSkinnyRows];
-  for (int64_t t = 0; t < num_rows; ++t)
-    rows[t] = split_for_int4(x + t * x_stride, k, reinterpret_cast<IntDot::Plane*>(memory + t * plane_bytes),
-                             reinterpret_cast<int32_t*>(memory + num_rows * plane_bytes) + t * groups);
-  for (Range range; units.take(range);) {
-    int64_t row = range.begin;
-    for (; row + kInt4Rows <= range.end; row += kInt4Rows) int4_rows<T, kInt4Rows>(p, rows, row);
-    for (; row < range.end; ++row) int4_rows<T, 1>(p, rows, row);
+inline void rows_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, const uint8_t* w, const bf16* scale,
+                             const T* bias, T* out, int64_t n, int64_t k, RowUnits units) {
+  const int64_t groups = k / kInt4Group, row_bytes = groups * kInt4Bytes, block_bytes = kInt4Rows * row_bytes;
+  auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 4 * groups) + block_bytes));
+  auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);  // the last rows of W, zero-padded
+  auto* offsets = reinterpret_cast<int32_t*>(tail + block_bytes);
+  Int4Row split[kMaxSkinnyRows];
+  for (int64_t t = 0; t < num_rows; ++t) {
+    split[t] = {reinterpret_cast<int8_t*>(memory) + 2 * t * k, offsets + t * groups, 0.0f};
+    split_int4_row(x + t * x_stride, k, split[t]);
   }
+  for (Range range; units.take(range);)
+    for (int64_t row = range.begin; row < range.end; row += kInt4Rows) {
+      const int64_t rows = min64(kInt4Rows, range.end - row);
+      const uint8_t* first = w + row * row_bytes;
+      const LinesAhead ahead(first + rows * row_bytes, rows * row_bytes, groups * (kInt4Rows / kInt4Shared));
+      if (rows < kInt4Rows) {
+        std::memset(tail, 0, block_bytes);
+        std::memcpy(tail, first, rows * row_bytes);
+        first = tail;
+      }
+      int4_block(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, num_rows, ahead, out + row);
+    }
 }
 
 }  // namespace antiphon::ANTIPHON_ISA

@@ -65,7 +65,7 @@ inline void tile_linear_int8(const T* x, int64_t x_stride, int64_t num_rows, con
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t t = 0; t < num_rows; ++t) {
             const int32_t* sum = sums[r / kTileRows][t / kPlaneRows] + r % kTileRows * 16 + t % kPlaneRows;
-            const float total = static_cast<float>(sum[0]) * 256.0f + static_cast<float>(sum[kPlaneRows]);
+            const float total = static_cast<float>(256ll * sum[0] + sum[kPlaneRows]);
             const float y = total * (scale[n + r * run] * steps[t]) + (bias ? widen(bias[n + r * run]) : 0.0f);
             store_n(out + t * out_stride + n + r * run, set1(y), 1);
           }

@@ -80,9 +80,9 @@ inline void int8_results(const __m512i (&sums)[2][C][R], const Int8Scales<R>& of
   static_assert(2 * C * R <= 16, "the sums of both planes are added up together");
   __m512i v[16];
   for (int i = 0; i < 16; ++i) v[i] = i < 2 * C * R ? sums[i / (C * R)][i / R % C][i % R] : _mm512_setzero_si512();
-  alignas(64) float totals[16 + C * R] = {};
-  store(totals, _mm512_cvtepi32_ps(sum_of_each(v)));
-  const vf sum = add(mul(load(totals), set1(256.0f)), load(totals + C * R));
+  alignas(64) int32_t totals[16 + C * R] = {};
+  _mm512_store_si512(totals, sum_of_each(v));
+  const vf sum = IntDot::combine(_mm512_load_si512(totals), _mm512_loadu_si512(totals + C * R));
   vf step = set1(x[0].step);
   for (int c = 1; c < C; ++c)
     step = _mm512_mask_blend_ps(static_cast<__mmask16>(0xffff << c * R), step, set1(x[c].step));

@@ -71,11 +71,10 @@ inline void int8_wide_store(const Int8Wide<T>& p, const int32_t* sums, int64_t b
   const vf steps = load(p.steps + b * kTileRows);
   vf results[16];
   for (int64_t r = 0; r < kTileRows; ++r) {
-    const vf high = _mm512_cvtepi32_ps(_mm512_load_si512(sums + r * 16));
-    const vf low = apart ? _mm512_cvtepi32_ps(_mm512_load_si512(sums + 2 * kTileSums + r * 16))
-                         : _mm512_shuffle_f32x4(high, high, 0xee);
+    const __m512i high = _mm512_load_si512(sums + r * 16);
+    const __m512i low = apart ? _mm512_load_si512(sums + 2 * kTileSums + r * 16) : _mm512_shuffle_i32x4(high, high, 0xee);
     const bool is_output = r < columns;
-    const vf total = add(mul(high, set1(256.0f)), low), scale = set1(is_output ? p.scale[n + r] : 0.0f);
+    const vf total = IntDot::combine(high, low), scale = set1(is_output ? p.scale[n + r] : 0.0f);
     const vf shift = set1(is_output && p.bias ? widen(p.bias[n + r]) : 0.0f);
     results[r] = add(mul(total, mul(scale, steps)), shift);
   }

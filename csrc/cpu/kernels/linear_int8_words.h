@@ -95,8 +95,7 @@ inline void int8_word_blocks(const uint8_t* w, const float* scale, const T* bias
     const int64_t first = b * kWordBlock, held = max64(0, min64(kWordBlock, rows - first));
     const vf of_rows = load_upto(scale + first, held), shift = bias ? load_upto(bias + first, held) : set1(0.0f);
     for (int64_t t = 0; t < x.num_rows; ++t) {
-      const vf high = _mm512_cvtepi32_ps(sums[t][0][b]), low = _mm512_cvtepi32_ps(sums[t][1][b]);
-      const vf sum = add(mul(high, set1(256.0f)), low);
+      const vf sum = IntDot::combine(sums[t][0][b], sums[t][1][b]);
       store_upto(out + t * n + first, add(mul(sum, mul(of_rows, set1(x.steps[t]))), shift), held);
     }
   }
