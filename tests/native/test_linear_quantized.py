@@ -159,7 +159,7 @@ class TestNative:
         assert torch.equal(zeros[:2], bias[:1].expand(2, -1)) and torch.equal(zeros[2:], bias[1:].expand(3, -1))
         for rows in (40, 300):
             many = native(scheme, x[:1].expand(rows, -1), weight[:1], scale[:1], bias[:1], rows)
-            if isa in ("avx512vnni", "avx512bf16", "amx") or (isa != "scalar" and rows == 40):
+            if isa != "scalar":  # which widens weights for them
                 assert torch.equal(many, expected[:1].expand(rows, -1))
             assert (many[-1] - expected[0]).abs().max() < 0.05 * expected.abs().max()
 

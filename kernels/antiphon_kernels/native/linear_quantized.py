@@ -30,10 +30,6 @@ class Kernels(NamedTuple):
 
 INT8 = Kernels(_native.linear_int8, _native.linear_int8_wide, dequantize_int8)
 INT4 = Kernels(_native.linear_int4, _native.linear_int4_wide, dequantize_int4)
-WHOLE = ("avx512vnni", "avx512bf16", "amx")
-"""Instruction sets with tiles or VNNI: with AVX512-BF16 at 512 rows still 1.08 to 3.7 times as fast as widening, at 64 2.4 to 21 times."""
-VECTOR_ROWS = 256
-"""Rows up to which AVX2 and AVX-512 without VNNI go sixteen by sixteen: at 128 rows 0.63 to 3.7 times the speed of widening, at 512 0.55 to 1.4."""
 
 
 def _supports_int8(x, weight, scale, bias, split) -> bool:
@@ -63,11 +59,8 @@ def native_linear_int4(
 
 
 def max_rows() -> float:
-    """Rows of a branch up to which a native kernel serves them, with the instruction set in use."""
-    isa = _native.isa()
-    if isa in WHOLE:
-        return math.inf
-    return MAX_ROWS if isa == "scalar" else VECTOR_ROWS
+    """Rows of a branch up to which a native kernel serves them: all, but without vectors."""
+    return MAX_ROWS if _native.isa() == "scalar" else math.inf
 
 
 def _run(kernels, x, weight, scale, bias, split) -> torch.Tensor:
