@@ -77,11 +77,6 @@ inline void store_n(T* p, vf v, int64_t n) {
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
-inline vf hsums(const vf (&v)[VF]) {  // lane i: hsum(v[i])
-  float lanes[VF];
-  for (int64_t i = 0; i < VF; ++i) lanes[i] = hsum(v[i]);
-  return load(lanes);
-}
 #endif
 
 // A value as it would be after a round trip through memory of type T.
