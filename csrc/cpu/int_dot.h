@@ -18,12 +18,18 @@ constexpr int64_t kInt4Bytes = 64;   // of a group
 #if defined(__AVX512VNNI__)
 // 64 products a step; the instruction wants one side unsigned, so weights carry an offset that `start` takes back.
 struct IntDot {
-  static constexpr int width = 64;
+  static constexpr int width = 64, bytes = 64;
   using vec = __m512i;
   using acc = __m512i;
   static acc start(int32_t offset_sum) { return _mm512_maskz_set1_epi32(1, -offset_sum); }
   static constexpr int int8_offset = 128;
+  static vec load(const int8_t* x) { return _mm512_loadu_si512(x); }
   static vec load_int8(const int8_t* w) { return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128)); }
+  static void load_int4(const uint8_t* w, vec (&out)[2]) {
+    const vec raw = _mm512_loadu_si512(w), mask = _mm512_set1_epi8(15);
+    out[0] = _mm512_and_si512(raw, mask);
+    out[1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+  }
   // Not the intrinsic: GCC 12 copies sums to and fro around it, for up to 2.5 times the time.
   static acc step(acc sum, vec w, vec x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
@@ -36,6 +42,7 @@ struct IntDot {
     return _mm512_set1_epi32(four);
   }
   static int32_t total(acc sum) { return _mm512_reduce_add_epi32(sum); }
+  static vf less(acc a, int32_t by) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(by))); }
   // 256 high + low, rounded once.
   static vf combine(acc high, acc low) {
     const auto half = [](__m256i of_high, __m256i of_low) {

@@ -9,10 +9,11 @@
 #include "row_units.h"
 #if defined(__AMX_INT8__)
 #include "linear_int4_amx.h"
-#elif defined(__AVX512VNNI__)
-#include "linear_int4_words.h"
 #else
 #include "linear_int4_rows.h"
+#endif
+#if defined(__AVX512VNNI__) && !defined(__AMX_INT8__)
+#include "linear_int4_words.h"
 #endif
 
 namespace antiphon::ANTIPHON_ISA {
@@ -33,7 +34,7 @@ void int4_branch(const LinearInt4Args& a, int which, const RowUnits& units) {
 #if defined(__AMX_INT8__)
   const auto run = num_rows < kTileRowsFrom ? vnni_linear_int4<T> : tile_linear_int4<T>;
 #elif defined(__AVX512VNNI__)
-  const auto run = word_linear_int4<T>;
+  const auto run = num_rows <= kInt4FewRows ? rows_linear_int4<T> : word_linear_int4<T>;
 #else
   const auto run = rows_linear_int4<T>;
 #endif

@@ -1,8 +1,9 @@
-// int4 skinny linear for instruction sets without AVX512-VNNI; included by linear_int4.cpp. The arithmetic of
-// linear_int4_vnni.h: VF rows of W at a time, whose exact sums of a group become a vector with a row a lane.
+// int4 skinny linear, VF rows of W at a time; included by linear_int4.cpp. Any number of rows of x without AVX512-VNNI, where
+// their cost is products; with it one and two, where memory's is, for which fewer rows of W at a time than in
+// linear_int4_words.h are read faster.
 //
-// Bytes of W, 0 to 15, meet the bytes of x's planes; a group's products fit sums of 16 bits, which become 32 bits when they
-// are put together as 256 high + low.
+// Bytes of W, 0 to 15, meet the bytes of x's planes, 256 high + low, and the exact sums of a group over the lanes of VF rows
+// become a vector with a row a lane. Without VNNI a group's products fit sums of 16 bits.
 #pragma once
 
 #include "int_dot.h"
@@ -16,6 +17,7 @@ constexpr int kInt4Rows = VF;                                      // rows of W
 constexpr int kInt4Shared = VF == 16 ? 4 : VF == 8 ? 2 : 1;  // of them that meet what is loaded of x, as registers allow
 constexpr int kInt4Vectors = static_cast<int>(kInt4Group) / IntDot::bytes;
 static_assert(VF == 1 || kInt4Vectors * 2 * 15 * 128 < 1 << 15, "sums of a group's products fit 16 bits");
+constexpr int64_t kInt4FewRows = 2;  // of x, which have a loop of their own
 
 // A row of x: planes [k / 128][high, low][128], and per group 8 times the sum of its q, for the weights' offset.
 struct Int4Row {
@@ -27,11 +29,16 @@ struct Int4Row {
 template <class T>
 inline void split_int4_row(const T* x, int64_t k, Int4Row& out) {
   out.step = quantum(x, k);
-  const float inverse = inverse_of(out.step);
-  alignas(64) int16_t q[kInt4Group];
   int8_t* to = out.planes;
-  for (int64_t g = 0; g < k / kInt4Group; ++g, to += 2 * kInt4Group) {
-    quantise(x + g * kInt4Group, kInt4Group, inverse, q);
+  for (int64_t g = 0; g < k / kInt4Group; ++g, x += kInt4Group, to += 2 * kInt4Group) {
+#if defined(__AVX512VNNI__)
+    __m512i sums[2] = {};
+    for (int64_t i = 0; i < kInt4Group; i += IntDot::width)
+      split_line(x + i, set1(inverse_of(out.step)), to + i, to + kInt4Group + i, sums);
+    out.offsets[g] = 8 * IntDot::total(_mm512_add_epi32(_mm512_slli_epi32(sums[0], 8), sums[1]));
+#else
+    alignas(64) int16_t q[kInt4Group];
+    quantise(x, kInt4Group, inverse_of(out.step), q);
     int32_t sum = 0;
     for (int64_t i = 0; i < kInt4Group; ++i) {
       to[i] = static_cast<int8_t>((q[i] + 128) >> 8);
@@ -39,6 +46,7 @@ inline void split_int4_row(const T* x, int64_t k, Int4Row& out) {
       sum += q[i];
     }
     out.offsets[g] = 8 * sum;
+#endif
   }
 }
 
@@ -50,22 +58,32 @@ inline void int4_products(const IntDot::vec (&w)[R][kInt4Vectors], const int8_t*
     for (int i = 0; i < kInt4Vectors; ++i) {
       const IntDot::vec columns = IntDot::load(x + plane * kInt4Group + i * IntDot::bytes);
       for (int r = 0; r < R; ++r) {
+#if defined(__AVX512VNNI__)
+        of_plane[plane][r] = IntDot::step(i ? of_plane[plane][r] : _mm512_setzero_si512(), w[r][i], columns);
+#else
         const IntDot::vec products = IntDot::byte_products(w[r][i], columns);
         of_plane[plane][r] = i ? IntDot::add_pairs(of_plane[plane][r], products) : products;
+#endif
       }
     }
+#if defined(__AVX512VNNI__)
+  for (int r = 0; r < R; ++r) sums[r] = _mm512_add_epi32(_mm512_slli_epi32(of_plane[0][r], 8), of_plane[1][r]);
+#else
   for (int r = 0; r < R; ++r) sums[r] = IntDot::add(IntDot::times(of_plane[0][r], 256), IntDot::times(of_plane[1][r], 1));
+#endif
 }
 
-// `rows` rows of W, at most kInt4Rows, zeros behind them, against all rows of x; scale, bias and out are those of the first.
-template <class T>
-inline void int4_block(const uint8_t* w, const bf16* scale, const T* bias, int64_t n, int64_t k, int64_t rows,
+// `rows` rows of W, at most kInt4Rows, zeros behind them, against num_rows rows of x: kMost, or if those are kMaxSkinnyRows
+// any number; scale, bias and out are those of the first.
+template <int kMost, class T>
+inline void int4_panel(const uint8_t* w, const bf16* scale, const T* bias, int64_t n, int64_t k, int64_t rows,
                        const Int4Row* x, int64_t num_rows, LinesAhead ahead, T* out) {
   const int64_t groups = k / kInt4Group;
-  vf sums[kMaxSkinnyRows];
+  if constexpr (kMost < kMaxSkinnyRows) num_rows = kMost;  // and sums stay in registers
+  vf sums[kMost];
   for (vf& sum : sums) sum = set1(0.0f);
   for (int64_t g = 0; g < groups; ++g) {
-    IntDot::vec products[kMaxSkinnyRows][kInt4Rows];
+    IntDot::vec products[kMost][kInt4Rows];
     for (int r = 0; r < kInt4Rows; r += kInt4Shared) {
       ahead.fetch();
       IntDot::vec columns[kInt4Shared][kInt4Vectors];
@@ -104,7 +122,10 @@ inline void rows_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
         std::memcpy(tail, first, rows * row_bytes);
         first = tail;
       }
-      int4_block(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, num_rows, ahead, out + row);
+      const auto run = num_rows == 1   ? int4_panel<1, T>
+                       : num_rows == 2 ? int4_panel<2, T>
+                                       : int4_panel<kMaxSkinnyRows, T>;
+      run(first, scale + row, bias ? bias + row : nullptr, n, k, rows, split, num_rows, ahead, out + row);
     }
 }
 

@@ -1,4 +1,4 @@
-// int4 skinny linear with AVX512-VNNI; included by linear_int4.cpp where the instruction set has it.
+// int4 skinny linear by AVX512-VNNI where there are tiles, for the fewest rows of x; included by linear_int4_amx.h.
 //
 // 16 rows of W at a time: each row's group of 128 products is summed over lanes, 16 such vectors are transposed into one
 // with a row per lane, and the exact integers are scaled and added in float32, group after group. linear_int4_amx.h does

@@ -1,4 +1,5 @@
-// int4 skinny linear with AVX512-VNNI and no tiles; included by linear_int4.cpp. The arithmetic of linear_int4_vnni.h.
+// int4 skinny linear with AVX512-VNNI and no tiles, for more rows of x than linear_int4_rows.h is good at; included by
+// linear_int4.cpp. The same integers, rounded alike.
 //
 // A group of 16 rows of W is transposed, so that a vector holds the same eight columns of all 16, and meets four columns of
 // a row of x in all lanes. The sums of a group are then a row of W a lane, however many rows of x there are. Two such blocks
@@ -13,7 +14,9 @@
 // beside multiplying, which keeps all ports at work. The integers are the same.
 #pragma once
 
-#include "linear_int4_vnni.h"
+#include "int_dot.h"
+#include "kernels.h"
+#include "row_units.h"
 #include "weights_ahead.h"
 #include "words_ahead.h"
 
@@ -21,7 +24,6 @@ namespace antiphon::ANTIPHON_ISA {
 
 constexpr bool kPairs = ANTIPHON_ADDS_BESIDE_PRODUCTS;
 
-static_assert(kInt4Block == kWordBlock);
 constexpr int64_t kHalfGroup = kInt4Group / 2;   // columns in the same half of W's bytes
 constexpr int64_t kPlaneGroup = 2 * kInt4Group;  // bytes of a row's group in two planes
 // What a and b are stored with, so that a + w is a byte without sign and b + v one with: W is held as 0 to 15.
@@ -158,7 +160,7 @@ template <int kBlocks, class T>
 inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias, int64_t n, int64_t k, int64_t rows,
                              const Int4Words& x, LinesAhead lines, T* out) {
   const int64_t groups = k / kInt4Group;
-  const auto held = [&](int b) { return max64(0, min64(kInt4Block, rows - b * kInt4Block)); };
+  const auto held = [&](int b) { return max64(0, min64(kWordBlock, rows - b * kWordBlock)); };
   vf sums[kMaxSkinnyRows][kBlocks];
   for (auto& of_row : sums)
     for (vf& sum : of_row) sum = set1(0.0f);
@@ -169,8 +171,8 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
     next.w += kInt4Bytes;
     next.words = words[(g + 1) % 2];
     Int4Group<kBlocks> group{words[g % 2], g + 1 < groups ? &next : nullptr, {}, {}};
-    prefetch(scale + g * n + kBlocks * kInt4Block);  // of the next rows: a group's scales are far from the last one's
-    for (int b = 0; b < kBlocks; ++b) group.factors[b] = load_upto(scale + g * n + b * kInt4Block, held(b));
+    prefetch(scale + g * n + kBlocks * kWordBlock);  // of the next rows: a group's scales are far from the last one's
+    for (int b = 0; b < kBlocks; ++b) group.factors[b] = load_upto(scale + g * n + b * kWordBlock, held(b));
     for (int64_t t = 0; t < x.num_rows; t += kWordRowsOfX) {
       const int64_t at = g * x.num_rows + t, left = x.num_rows - t;
       const auto run = t > 0                  ? int4_group_of<Pass::later, kBlocks>
@@ -180,7 +182,7 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
-    const int64_t first = b * kInt4Block;
+    const int64_t first = b * kWordBlock;
     const vf shift = bias ? load_upto(bias + first, held(b)) : set1(0.0f);
     for (int64_t t = 0; t < x.num_rows; ++t)
       store_upto(out + t * n + first, add(mul(sums[t][b], set1(x.steps[t])), shift), held(b));

@@ -3,7 +3,7 @@
 //
 // W is of the rows' dtype, or bfloat16 that meets float32: widened, the sums are those of a W of float32.
 //
-// A block is 4 rows of W against up to 4 rows of x (16 accumulators). k is walked in chunks short enough that a chunk of
+// A block is 4 rows of W against up to 4 rows of x, 2 with AVX2. k is walked in chunks short enough that a chunk of
 // all rows of x, and of the 4 rows of W once it is read from memory, stays in the first-level cache. What is read after
 // the block is asked for evenly in the meantime.
 #pragma once
@@ -17,7 +17,7 @@
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr int kBlockRows = 4;
-constexpr int kBlockCols = 4;
+constexpr int kBlockCols = VF == 8 ? 2 : 4;  // AVX2 has 16 registers
 constexpr int64_t kRowsCached = 24 << 10;  // bytes of x
 constexpr int64_t kSumsTogether = 8;       // of 16 lanes, from which on adding them up side by side is less work
 
