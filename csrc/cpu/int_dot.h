@@ -42,6 +42,10 @@ struct IntDot {
     return _mm512_set1_epi32(four);
   }
   static int32_t total(acc sum) { return _mm512_reduce_add_epi32(sum); }
+  // For int4: sums of a plane's products over a group, 256 high + low of two such sums, and a sum without an offset.
+  static vec byte_products(vec w, vec x) { return step(_mm512_setzero_si512(), w, x); }
+  static vec byte_products(vec sum, vec w, vec x) { return step(sum, w, x); }
+  static vec of_planes(vec high, vec low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   static vf less(acc a, int32_t by) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(by))); }
   // 256 high + low, rounded once.
   static vf combine(acc high, acc low) {
@@ -69,14 +73,16 @@ struct IntDot {
     out[1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
   }
   static vec add(vec a, vec b) { return _mm512_add_epi32(a, b); }
-  // Not the intrinsic: GCC 12 adds up many products as a tree, of which it keeps half in memory.
-  static vec add_pairs(vec a, vec b) {
-    asm("vpaddw %1, %0, %0" : "+v"(a) : "v"(b));
-    return a;
-  }
-  static vec byte_products(vec w, vec x) { return _mm512_maddubs_epi16(w, x); }
   static vec products(vec a, vec b) { return _mm512_madd_epi16(a, b); }
-  static vec times(vec a, int16_t by) { return products(a, _mm512_set1_epi16(by)); }
+  static vec byte_products(vec w, vec x) { return _mm512_maddubs_epi16(w, x); }
+  // Not the intrinsic: GCC 12 adds up many products as a tree, of which it keeps half in memory.
+  static vec byte_products(vec sum, vec w, vec x) {
+    asm("vpaddw %1, %0, %0" : "+v"(sum) : "v"(byte_products(w, x)));
+    return sum;
+  }
+  static vec of_planes(vec high, vec low) {
+    return add(products(high, _mm512_set1_epi16(256)), products(low, _mm512_set1_epi16(1)));
+  }
   static vf less(vec a, int32_t by) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(by))); }
   static int64_t total(vec sum) {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sum)),
@@ -105,13 +111,16 @@ struct IntDot {
     }
   }
   static vec add(vec a, vec b) { return _mm256_add_epi32(a, b); }
-  static vec add_pairs(vec a, vec b) {
-    asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));
-    return a;
-  }
-  static vec byte_products(vec w, vec x) { return _mm256_maddubs_epi16(w, x); }
   static vec products(vec a, vec b) { return _mm256_madd_epi16(a, b); }
-  static vec times(vec a, int16_t by) { return products(a, _mm256_set1_epi16(by)); }
+  static vec byte_products(vec w, vec x) { return _mm256_maddubs_epi16(w, x); }
+  // Not the intrinsic: GCC 12 adds up many products as a tree, of which it keeps half in memory.
+  static vec byte_products(vec sum, vec w, vec x) {
+    asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(byte_products(w, x)));
+    return sum;
+  }
+  static vec of_planes(vec high, vec low) {
+    return add(products(high, _mm256_set1_epi16(256)), products(low, _mm256_set1_epi16(1)));
+  }
   static vf less(vec a, int32_t by) { return _mm256_cvtepi32_ps(_mm256_sub_epi32(a, _mm256_set1_epi32(by))); }
   static int64_t total(vec sum) {
     const vec four = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(sum)),
@@ -140,10 +149,10 @@ struct IntDot {
     }
   }
   static vec add(vec a, vec b) { return a + b; }
-  static vec add_pairs(vec a, vec b) { return a + b; }
-  static vec byte_products(vec w, vec x) { return w * x; }
   static vec products(vec a, vec b) { return a * b; }
-  static vec times(vec a, int16_t by) { return a * by; }
+  static vec byte_products(vec w, vec x) { return w * x; }
+  static vec byte_products(vec sum, vec w, vec x) { return sum + w * x; }
+  static vec of_planes(vec high, vec low) { return 256 * high + low; }
   static vf less(vec a, int32_t by) { return static_cast<float>(a - by); }
   static int64_t total(vec sum) { return sum; }
   static void store(int16_t* to, vf v) { *to = static_cast<int16_t>(std::nearbyintf(v)); }

@@ -13,10 +13,10 @@
 
 namespace antiphon::ANTIPHON_ISA {
 
-constexpr int kInt4Rows = VF;                                      // rows of W
+constexpr int kInt4Rows = VF;                                // rows of W
 constexpr int kInt4Shared = VF == 16 ? 4 : VF == 8 ? 2 : 1;  // of them that meet what is loaded of x, as registers allow
 constexpr int kInt4Vectors = static_cast<int>(kInt4Group) / IntDot::bytes;
-static_assert(VF == 1 || kInt4Vectors * 2 * 15 * 128 < 1 << 15, "sums of a group's products fit 16 bits");
+static_assert(VF == 1 || kInt4Vectors * 2 * 15 * 128 < 1 << 15, "without VNNI a group's products fit 16 bits");
 constexpr int64_t kInt4FewRows = 2;  // of x, which have a loop of their own
 
 // A row of x: planes [k / 128][high, low][128], and per group 8 times the sum of its q, for the weights' offset.
@@ -58,19 +58,11 @@ inline void int4_products(const IntDot::vec (&w)[R][kInt4Vectors], const int8_t*
     for (int i = 0; i < kInt4Vectors; ++i) {
       const IntDot::vec columns = IntDot::load(x + plane * kInt4Group + i * IntDot::bytes);
       for (int r = 0; r < R; ++r) {
-#if defined(__AVX512VNNI__)
-        of_plane[plane][r] = IntDot::step(i ? of_plane[plane][r] : _mm512_setzero_si512(), w[r][i], columns);
-#else
-        const IntDot::vec products = IntDot::byte_products(w[r][i], columns);
-        of_plane[plane][r] = i ? IntDot::add_pairs(of_plane[plane][r], products) : products;
-#endif
+        IntDot::vec& sum = of_plane[plane][r];
+        sum = i ? IntDot::byte_products(sum, w[r][i], columns) : IntDot::byte_products(w[r][i], columns);
       }
     }
-#if defined(__AVX512VNNI__)
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_add_epi32(_mm512_slli_epi32(of_plane[0][r], 8), of_plane[1][r]);
-#else
-  for (int r = 0; r < R; ++r) sums[r] = IntDot::add(IntDot::times(of_plane[0][r], 256), IntDot::times(of_plane[1][r], 1));
-#endif
+  for (int r = 0; r < R; ++r) sums[r] = IntDot::of_planes(of_plane[0][r], of_plane[1][r]);
 }
 
 // `rows` rows of W, at most kInt4Rows, zeros behind them, against num_rows rows of x: kMost, or if those are kMaxSkinnyRows
