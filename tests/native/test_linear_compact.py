@@ -29,6 +29,7 @@ SHAPES = [  # rows, out, in, split
     (3, 300, 1024, 3),  # W walked in runs of rows two pages long, and the rows that are left
     (13, 65, 640, 0),  # rows of x and of W that fill no second tile, groups of odd number
     (16, 130, 4736, 7),  # more columns than a chunk of depths
+    (3, 37, 4736, 2),  # few rows, more columns than are widened at once
 ]
 WIDE_SHAPES = [
     (17, 33, 128, 17),  # one row and one column past a tile

@@ -1,6 +1,8 @@
 // Compact weights (linear_kernels.h) as the bfloat16 numbers that they stand for.
 #pragma once
 
+#include <utility>
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -71,20 +73,33 @@ inline bf16 with_upper_byte(bf16 x, int32_t escape) {
   return {static_cast<uint16_t>((x.bits & 0xff) | (escape & 0xff) << 8)};
 }
 
-// Row `row` of all branches' rows, whose bytes start at `bytes`; before(group's bytes) asks for what is read later.
+// Columns [begin, end), whole groups, of a row whose bytes start at `bytes`; `escapes` are the row's from `begin` on and become
+// those from `end` on, of which the last one is before `last`. before() asks for what is read later.
 template <class Before>
-inline void widen_row(const uint8_t* bytes, const int32_t* codes, const UpperBytes& upper, int64_t row, int64_t k,
-                      bf16* out, const Before& before) {
-  for (int64_t i = 0; i < k; i += kCompactGroup, bytes += kCompactGroupBytes) {
+inline void widen_columns(const uint8_t* bytes, const UpperBytes& upper, int64_t begin, int64_t end, const int32_t*& escapes,
+                          const int32_t* last, bf16* out, const Before& before) {
+  bytes += compact_row_bytes(begin);
+  for (int64_t i = 0; i < end - begin; i += kCompactGroup, bytes += kCompactGroupBytes) {
     before(bytes);
     widen_group(bytes, upper, out + i, 32);
   }
-  const int32_t* starts = codes + kCompactTableWords;
-  for (int64_t e = starts[row]; e < starts[row + 1]; ++e) out[codes[e] >> 8] = with_upper_byte(out[codes[e] >> 8], codes[e]);
+  for (; escapes < last && *escapes >> 8 < end; ++escapes) {
+    bf16& x = out[(*escapes >> 8) - begin];
+    x = with_upper_byte(x, *escapes);
+  }
 }
+
+// The escapes of row `row` of all branches' rows: from the first to the second.
+inline std::pair<const int32_t*, const int32_t*> escapes_of(const int32_t* codes, int64_t row) {
+  const int32_t* starts = codes + kCompactTableWords;
+  return {codes + starts[row], codes + starts[row + 1]};
+}
+
+// Row `row` of all branches' rows, whose bytes start at `bytes`.
 inline void widen_row(const uint8_t* bytes, const int32_t* codes, const UpperBytes& upper, int64_t row, int64_t k,
                       bf16* out) {
-  widen_row(bytes, codes, upper, row, k, out, [](const uint8_t* group) {
+  auto [escapes, last] = escapes_of(codes, row);
+  widen_columns(bytes, upper, 0, k, escapes, last, out, [](const uint8_t* group) {
     for (int64_t i = 1024; i < 1024 + kCompactGroupBytes; i += 64) prefetch(group + i);
   });
 }

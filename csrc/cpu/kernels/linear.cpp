@@ -19,14 +19,14 @@ namespace {
 template <class T>
 void branch(const LinearArgs& a, int which, RowUnits units) {
   const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
-  const RowProblem<T> p{static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, a.w_stride, last - first, a.k};
+  const RowProblem<T> p{static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, last - first, a.k};
   const T* w = static_cast<const T*>(a.weight) + which * a.n * a.w_stride;
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + which * a.n : nullptr;
   T* out = static_cast<T*>(a.out) + first * a.n;
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == sizeof(bf16)) {
     auto* pairs = static_cast<uint32_t*>(scratch((p.k + kTileK) * 2 * p.num_rows));
-    return tile_linear(p.x, p.x_stride, p.num_rows, w, p.w_stride, p.k, bias, out, a.n, units, pairs);
+    return tile_linear(p.x, p.x_stride, p.num_rows, w, a.w_stride, p.k, bias, out, a.n, units, pairs);
   }
 #endif
   for (Range range; units.take(range);) {
@@ -34,11 +34,11 @@ void branch(const LinearArgs& a, int which, RowUnits units) {
     const auto block = [&](auto run, int64_t rows) {
       const T* first = w + n * a.w_stride;
       LinesAhead ahead(first + rows * a.w_stride, rows * a.w_stride * static_cast<int64_t>(sizeof(T)), block_steps(p));
-      run(p, first, bias ? bias + n : nullptr, out + n, a.n, ahead);
+      run(p, StoredRows<T>{first, a.w_stride}, bias ? bias + n : nullptr, out + n, a.n, ahead);
       n += rows;
     };
-    while (n + kBlockRows <= range.end) block(row_block<T, kBlockRows>, kBlockRows);
-    while (n < range.end) block(row_block<T, 1>, 1);
+    while (n + kBlockRows <= range.end) block(row_block<T, kBlockRows, StoredRows<T>>, kBlockRows);
+    while (n < range.end) block(row_block<T, 1, StoredRows<T>>, 1);
   }
 }
 

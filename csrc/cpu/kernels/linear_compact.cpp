@@ -2,8 +2,10 @@
 // `linear_wide` with the weights that they stand for, bit for bit, in float32 those widened.
 //
 // Few rows (1..16) are bound by reading W, three quarters of the bytes of bfloat16, three eighths of those of float32. In
-// vectors four rows of W at a time are widened to scratch and multiplied there. Many rows with tiles widen W as they go, with
-// vectors a panel at a time.
+// vectors four rows of W at a time are widened to scratch, as many columns as stay in the first-level cache, and multiplied
+// there. Many rows with tiles widen W as they go, with vectors a panel at a time.
+#include <tuple>
+
 #include "compact_rows.h"
 #include "linear_rows.h"
 #include "linear_wide_products.h"
@@ -16,29 +18,54 @@
 namespace antiphon::ANTIPHON_ISA {
 namespace {
 
+// As StoredRows: R rows of W, row `row` of all branches' and those after it, widened some columns at a time.
+template <int R>
+struct WidenedRows {
+  static constexpr int64_t kColumns = kCompactGroup, kMost = 1536;
+  static constexpr int64_t stride = kMost;
+
+  WidenedRows(const LinearCompactArgs& a, const UpperBytes& upper, int64_t row, LinesAhead* ahead, bf16* widened)
+      : bytes(a.weight + row * compact_row_bytes(a.k)), row_bytes(compact_row_bytes(a.k)), upper(upper), ahead(ahead),
+        widened(widened) {
+    for (int r = 0; r < R; ++r) std::tie(escapes[r], last[r]) = escapes_of(a.codes, row + r);
+  }
+
+  const bf16* at(int64_t begin, int64_t end) {
+    for (int r = 0; r < R; ++r)
+      widen_columns(bytes + r * row_bytes, upper, begin, end, escapes[r], last[r], widened + r * stride,
+                    [&](const uint8_t*) { ahead->fetch(); });
+    return widened;
+  }
+
+  const uint8_t* bytes;
+  int64_t row_bytes;
+  UpperBytes upper;
+  LinesAhead* ahead;
+  bf16* widened;  // [R][kMost]
+  const int32_t *escapes[R], *last[R];
+};
+
 // In vectors.
 template <class T>
 void branch(const LinearCompactArgs& a, int which, RowUnits units) {
   const int64_t first = which == 0 ? 0 : a.split, last = which == 0 ? a.split : a.num_rows;
-  const RowProblem<T> p{static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, a.k, last - first, a.k};
+  const RowProblem<T> p{static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, last - first, a.k};
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + which * a.n : nullptr;
   T* out = static_cast<T*>(a.out) + first * a.n;
   const UpperBytes upper(a.codes);
-  bf16* rows = static_cast<bf16*>(scratch(kBlockRows * a.k * 2));
+  bf16* widened = static_cast<bf16*>(scratch(kBlockRows * WidenedRows<kBlockRows>::kMost * 2));
   for (Range range; units.take(range);) {
     int64_t n = range.begin;
-    const auto block = [&](auto run, int64_t count) {
+    const auto block = [&](auto count) {
       const int64_t row_bytes = compact_row_bytes(a.k), row = which * a.n + n;
-      const uint8_t* first = a.weight + row * row_bytes;
-      LinesAhead ahead(first + count * row_bytes, count * row_bytes, block_steps(p) + count * (a.k / kCompactGroup));
-      for (int64_t r = 0; r < count; ++r)
-        widen_row(first + r * row_bytes, a.codes, upper, row + r, a.k, rows + r * a.k,
-                  [&](const uint8_t*) { ahead.fetch(); });
-      run(p, rows, bias ? bias + n : nullptr, out + n, a.n, ahead);
+      LinesAhead ahead(a.weight + (row + count) * row_bytes, count * row_bytes,
+                       block_steps(p) + count * (a.k / kCompactGroup));
+      row_block<T, count>(p, WidenedRows<count>(a, upper, row, &ahead, widened), bias ? bias + n : nullptr, out + n, a.n,
+                          ahead);
       n += count;
     };
-    while (n + kBlockRows <= range.end) block(row_block<T, kBlockRows, bf16>, kBlockRows);
-    while (n < range.end) block(row_block<T, 1, bf16>, 1);
+    while (n + kBlockRows <= range.end) block(std::integral_constant<int, kBlockRows>{});
+    while (n < range.end) block(std::integral_constant<int, 1>{});
   }
 }
 

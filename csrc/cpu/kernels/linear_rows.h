@@ -18,14 +18,13 @@ namespace antiphon::ANTIPHON_ISA {
 
 constexpr int kBlockRows = 4;
 constexpr int kBlockCols = VF == 8 ? 2 : 4;  // AVX2 has 16 registers
-constexpr int64_t kRowsCached = 24 << 10;  // bytes of x
+constexpr int64_t kRowsCached = 12 << 10;  // bytes of x
 constexpr int64_t kSumsTogether = 8;       // of 16 lanes, from which on adding them up side by side is less work
 
 template <class T>
 struct RowProblem {
   const T* x;
-  int64_t x_stride, w_stride;
-  int64_t num_rows, k;
+  int64_t x_stride, num_rows, k;
 };
 
 // Elements of W as they meet rows of T.
@@ -44,16 +43,16 @@ inline typename Dot<T>::vec load_weights_n(const W* w, int64_t n) {
     return load_n(w, n);
 }
 
-// acc[r][c] += W rows r . x rows c over elements [begin, end)
+// acc[r][c] += W rows r . x rows c over so many elements
 template <class T, int R, int C, class W>
-inline void accumulate(const W* const* w, const T* const* x, int64_t begin, int64_t end, LinesAhead& ahead,
+inline void accumulate(const W* const* w, const T* const* x, int64_t size, LinesAhead& ahead,
                        vf (&acc)[kBlockRows][kBlockCols]) {
   using D = Dot<T>;
   vf sum[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sum[r][c] = acc[r][c];
-  int64_t k = begin;
-  for (; k + D::width <= end; k += D::width) {
+  int64_t k = 0;
+  for (; k + D::width <= size; k += D::width) {
     ahead.fetch();
     typename D::vec columns[C];
     for (int c = 0; c < C; ++c) columns[c] = D::load(x[c] + k);
@@ -62,23 +61,23 @@ inline void accumulate(const W* const* w, const T* const* x, int64_t begin, int6
       for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, columns[c]);
     }
   }
-  if (k < end)
+  if (k < size)
     for (int r = 0; r < R; ++r) {
-      const typename D::vec row = load_weights_n<T>(w[r] + k, end - k);
-      for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, D::load_n(x[c] + k, end - k));
+      const typename D::vec row = load_weights_n<T>(w[r] + k, size - k);
+      for (int c = 0; c < C; ++c) sum[r][c] = D::step(sum[r][c], row, D::load_n(x[c] + k, size - k));
     }
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) acc[r][c] = sum[r][c];
 }
 
 template <class T, int R, class W>
-inline void accumulate_columns(int c, const W* const* w, const T* const* x, int64_t begin, int64_t end,
-                               LinesAhead& ahead, vf (&acc)[kBlockRows][kBlockCols]) {
+inline void accumulate_columns(int c, const W* const* w, const T* const* x, int64_t size, LinesAhead& ahead,
+                               vf (&acc)[kBlockRows][kBlockCols]) {
   switch (c) {
-    case 1: return accumulate<T, R, 1>(w, x, begin, end, ahead, acc);
-    case 2: return accumulate<T, R, 2>(w, x, begin, end, ahead, acc);
-    case 3: return accumulate<T, R, 3>(w, x, begin, end, ahead, acc);
-    default: return accumulate<T, R, 4>(w, x, begin, end, ahead, acc);
+    case 1: return accumulate<T, R, 1>(w, x, size, ahead, acc);
+    case 2: return accumulate<T, R, 2>(w, x, size, ahead, acc);
+    case 3: return accumulate<T, R, 3>(w, x, size, ahead, acc);
+    default: return accumulate<T, R, 4>(w, x, size, ahead, acc);
   }
 }
 
@@ -113,26 +112,40 @@ inline int64_t block_steps(const RowProblem<T>& p) {
   return (p.num_rows + kBlockCols - 1) / kBlockCols * max64(1, p.k / Dot<T>::width);
 }
 
-// R rows of W from `w` on against all rows of the problem; out[t * out_stride + r].
-template <class T, int R, class W = T>
-inline void row_block(const RowProblem<T>& p, const W* w, const T* bias, T* out, int64_t out_stride, LinesAhead& ahead) {
+// Rows of W as they lie. Columns [begin, end) of row r stand at at(begin, end) + r * stride; it is asked for from left to
+// right, for at most kMost of them, a multiple of kColumns or what is left.
+template <class W>
+struct StoredRows {
+  static constexpr int64_t kColumns = 1, kMost = INT64_MAX;
+  const W* w;
+  int64_t stride;
+  const W* at(int64_t begin, int64_t) const { return w + begin; }
+};
+
+// R rows of W against all rows of the problem; out[t * out_stride + r].
+template <class T, int R, class Rows>
+inline void row_block(const RowProblem<T>& p, Rows w, const T* bias, T* out, int64_t out_stride, LinesAhead& ahead) {
+  using W = std::remove_const_t<std::remove_pointer_t<decltype(w.at(0, 0))>>;
   constexpr int64_t kWidth = Dot<T>::width;
   vf acc[kMaxSkinnyRows / kBlockCols][kBlockRows][kBlockCols];
-  const W* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = w + r * p.w_stride;
   const int64_t groups = (p.num_rows + kBlockCols - 1) / kBlockCols;
   for (int64_t g = 0; g < groups; ++g)
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < kBlockCols; ++c) acc[g][r][c] = set1(0.0f);
   const int64_t most = kRowsCached / (p.num_rows * kWidth * static_cast<int64_t>(sizeof(T)));
-  const int64_t chunk = groups == 1 ? p.k : max64(1, most) * kWidth;
-  for (int64_t begin = 0; begin < p.k; begin += chunk)
+  const int64_t cached = min64(groups == 1 ? p.k : max64(1, most) * kWidth, Rows::kMost);
+  const int64_t chunk = max64(1, cached / Rows::kColumns) * Rows::kColumns;
+  for (int64_t begin = 0; begin < p.k; begin += chunk) {
+    const int64_t end = min64(begin + chunk, p.k);
+    const W *first = w.at(begin, end), *rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = first + r * w.stride;
     for (int64_t g = 0; g < groups; ++g) {
       const T* columns[kBlockCols];
       const int64_t count = min64(kBlockCols, p.num_rows - g * kBlockCols);
-      for (int64_t c = 0; c < count; ++c) columns[c] = p.x + (g * kBlockCols + c) * p.x_stride;
-      accumulate_columns<T, R>(static_cast<int>(count), rows, columns, begin, min64(begin + chunk, p.k), ahead, acc[g]);
+      for (int64_t c = 0; c < count; ++c) columns[c] = p.x + (g * kBlockCols + c) * p.x_stride + begin;
+      accumulate_columns<T, R>(static_cast<int>(count), rows, columns, end - begin, ahead, acc[g]);
     }
+  }
   for (int64_t t = 0; t < p.num_rows; t += kBlockCols, out += kBlockCols * out_stride) {
     const int64_t count = min64(kBlockCols, p.num_rows - t);
     if (VF == 16 && count * R >= kSumsTogether)
