@@ -1,9 +1,9 @@
 // Exact integer dot products of int8 or int4 weights with activations held as 16-bit integers.
 //
-// A row of x is quantised to q = round(x / step), |q| <= 127 * 241. Instruction sets that multiply bytes have it as two planes
-// of int8: q = 256 high + low with both parts in [-128, 127], or q = 241 high + low with low in [-120, 120]. Sums are
-// integers, so neither order nor instruction set nor how q is split changes them; the error against float activations is
-// half a step, 1.6e-5 of the row's largest value.
+// A row of x is quantised to q = round(x / step), |q| <= 127 * 241. Where bytes are multiplied it is two planes of int8:
+// q = 256 high + low with both parts in [-128, 127], or q = 241 high + low with low in [-120, 120]. Sums are integers, so
+// neither order nor instruction set nor how q is split changes them; the error against float activations is half a step,
+// 1.6e-5 of the row's largest value.
 #pragma once
 
 #include "simd.h"
@@ -50,7 +50,8 @@ struct IntDot {
   // 256 high + low, rounded once.
   static vf combine(acc high, acc low) {
     const auto half = [](__m256i of_high, __m256i of_low) {
-      return _mm512_cvtpd_ps(_mm512_fmadd_pd(_mm512_cvtepi32_pd(of_high), _mm512_set1_pd(256.0), _mm512_cvtepi32_pd(of_low)));
+      const __m512d upper = _mm512_cvtepi32_pd(of_high), lower = _mm512_cvtepi32_pd(of_low);
+      return _mm512_cvtpd_ps(_mm512_fmadd_pd(upper, _mm512_set1_pd(256.0), lower));
     };
     const __m256 first = half(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
     const __m256 second = half(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));

@@ -73,8 +73,8 @@ inline bf16 with_upper_byte(bf16 x, int32_t escape) {
   return {static_cast<uint16_t>((x.bits & 0xff) | (escape & 0xff) << 8)};
 }
 
-// Columns [begin, end), whole groups, of a row whose bytes start at `bytes`; `escapes` are the row's from `begin` on and become
-// those from `end` on, of which the last one is before `last`. before() asks for what is read later.
+// Columns [begin, end), whole groups, of a row whose bytes start at `bytes`; `escapes` are the row's from `begin` on and
+// become those from `end` on, up to `last`. before() asks for what is read later.
 template <class Before>
 inline void widen_columns(const uint8_t* bytes, const UpperBytes& upper, int64_t begin, int64_t end, const int32_t*& escapes,
                           const int32_t* last, bf16* out, const Before& before) {

@@ -1,6 +1,6 @@
-// int4 skinny linear, VF rows of W at a time; included by linear_int4.cpp. Any number of rows of x without AVX512-VNNI, where
-// their cost is products; with it one and two, where memory's is, for which fewer rows of W at a time than in
-// linear_int4_words.h are read faster.
+// int4 skinny linear, VF rows of W at a time; included by linear_int4.cpp. For any number of rows of x without AVX512-VNNI,
+// with it for one and two, which only wait for memory: fewer rows of W at a time than in linear_int4_words.h are read
+// faster.
 //
 // Bytes of W, 0 to 15, meet the bytes of x's planes, 256 high + low, and the exact sums of a group over the lanes of VF rows
 // become a vector with a row a lane. Without VNNI a group's products fit sums of 16 bits.

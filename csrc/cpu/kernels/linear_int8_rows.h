@@ -1,5 +1,5 @@
-// int8 skinny linear for instruction sets without AVX512-VNNI; included by linear_int8.cpp. Products of 16-bit integers, x in
-// one plane.
+// int8 skinny linear for instruction sets without AVX512-VNNI; included by linear_int8.cpp. Products are of 16-bit
+// integers, so x is one plane.
 #pragma once
 
 #include "int_dot.h"
