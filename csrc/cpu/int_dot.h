@@ -211,9 +211,7 @@ template <class T>
 inline void quantise(const T* x, int64_t n, float inverse, int16_t* q) {
   for (int64_t i = 0; i < n; i += VF) IntDot::store(q + i, mul(load(x + i), set1(inverse)));
 }
-#endif
-
-#if defined(__AVX512VNNI__)
+#else
 // 64 columns of a row of x in two planes, four to a word: word i holds columns 4 word_of_split(i) and after, the order in
 // which packing within quarters of a vector leaves them.
 constexpr int64_t word_of_split(int64_t i) { return i % 4 * 4 + i / 4; }

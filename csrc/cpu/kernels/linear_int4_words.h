@@ -175,9 +175,9 @@ inline void int4_word_blocks(const uint8_t* w, const bf16* scale, const T* bias,
     for (int b = 0; b < kBlocks; ++b) group.factors[b] = load_upto(scale + g * n + b * kWordBlock, held(b));
     for (int64_t t = 0; t < x.num_rows; t += kWordRowsOfX) {
       const int64_t at = g * x.num_rows + t, left = x.num_rows - t;
-      const auto run = t > 0                  ? int4_group_of<Pass::later, kBlocks>
+      const auto run = t > 0                 ? int4_group_of<Pass::later, kBlocks>
                        : left > kWordRowsOfX ? int4_group_of<Pass::first, kBlocks>
-                                              : int4_group_of<Pass::only, kBlocks>;
+                                             : int4_group_of<Pass::only, kBlocks>;
       run(min64(kWordRowsOfX, left), group, x.planes + at * kPlaneGroup, x.starts + 2 * at, lines, sums + t);
     }
   }

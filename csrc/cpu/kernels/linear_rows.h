@@ -70,15 +70,13 @@ inline void accumulate(const W* const* w, const T* const* x, int64_t size, Lines
     for (int c = 0; c < C; ++c) acc[r][c] = sum[r][c];
 }
 
-template <class T, int R, class W>
-inline void accumulate_columns(int c, const W* const* w, const T* const* x, int64_t size, LinesAhead& ahead,
+// For `count` rows of x, at most C.
+template <class T, int R, int C = kBlockCols, class W>
+inline void accumulate_columns(int64_t count, const W* const* w, const T* const* x, int64_t size, LinesAhead& ahead,
                                vf (&acc)[kBlockRows][kBlockCols]) {
-  switch (c) {
-    case 1: return accumulate<T, R, 1>(w, x, size, ahead, acc);
-    case 2: return accumulate<T, R, 2>(w, x, size, ahead, acc);
-    case 3: return accumulate<T, R, 3>(w, x, size, ahead, acc);
-    default: return accumulate<T, R, 4>(w, x, size, ahead, acc);
-  }
+  if constexpr (C > 1)
+    if (count < C) return accumulate_columns<T, R, C - 1>(count, w, x, size, ahead, acc);
+  accumulate<T, R, C>(w, x, size, ahead, acc);
 }
 
 // out[c * out_stride + r] = the sum of acc[r][c]'s lanes + bias[r], of R rows of W and `count` rows of x.
@@ -143,7 +141,7 @@ inline void row_block(const RowProblem<T>& p, Rows w, const T* bias, T* out, int
       const T* columns[kBlockCols];
       const int64_t count = min64(kBlockCols, p.num_rows - g * kBlockCols);
       for (int64_t c = 0; c < count; ++c) columns[c] = p.x + (g * kBlockCols + c) * p.x_stride + begin;
-      accumulate_columns<T, R>(static_cast<int>(count), rows, columns, end - begin, ahead, acc[g]);
+      accumulate_columns<T, R>(count, rows, columns, end - begin, ahead, acc[g]);
     }
   }
   for (int64_t t = 0; t < p.num_rows; t += kBlockCols, out += kBlockCols * out_stride) {
