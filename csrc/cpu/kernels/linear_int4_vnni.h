@@ -5,32 +5,12 @@
 // the same arithmetic on the same integers, so its results are equal to the bit.
 #pragma once
 
-#include "int_dot.h"
-#include "kernels.h"
+#include "linear_int4_rows.h"
 #include "row_runs.h"
 
 namespace antiphon::ANTIPHON_ISA {
 
 constexpr int64_t kInt4Block = 16;  // rows of W
-
-// A row of x as two planes (int_dot.h), and per group 8 times the sum of its q, for the weights' offset.
-struct Int4Columns {
-  int8_t *high, *low;  // [k]
-  int32_t* offsets;    // [k / 128]
-  float step;
-};
-
-template <class T>
-inline void split_int4_columns(const T* x, int64_t k, Int4Columns& out) {
-  out.step = quantum(x, k);
-  const vf inverse = set1(inverse_of(out.step));
-  for (int64_t g = 0; g < k / kInt4Group; ++g) {
-    __m512i sums[2] = {};
-    for (int64_t i = g * kInt4Group; i < (g + 1) * kInt4Group; i += IntDot::width)
-      split_line(x + i, inverse, out.high + i, out.low + i, sums);
-    out.offsets[g] = 8 * IntDot::total(_mm512_add_epi32(_mm512_slli_epi32(sums[0], 8), sums[1]));
-  }
-}
 
 // Factors of 16 rows of W that lie `run` apart, in group g; scale is the first row's in group 0. Gathered as the upper
 // halves of words, which begin before the array in group 0.
@@ -51,7 +31,7 @@ inline vf int4_factors(const bf16* scale, int64_t n, int64_t g, int64_t run, int
 // sums[t], one lane per run of W from `first` on, of the runs' row `pass`, for M rows of x.
 template <int M>
 inline void int4_block(const uint8_t* first, int64_t run, int64_t pass, const bf16* scale, int64_t n, int64_t k,
-                       int64_t rows, const Int4Columns* x, vf (&sums)[M]) {
+                       int64_t rows, const Int4Row* x, vf (&sums)[M]) {
   const __m512i mask = _mm512_set1_epi8(15);
   const int64_t groups = k / kInt4Group, run_bytes = run * groups * kInt4Bytes;
   for (int t = 0; t < M; ++t) sums[t] = set1(0.0f);
@@ -63,7 +43,7 @@ inline void int4_block(const uint8_t* first, int64_t run, int64_t pass, const bf
       const __m512i raw = _mm512_loadu_si512(first + r * run_bytes + at);
       const __m512i w0 = _mm512_and_si512(raw, mask), w1 = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
       for (int t = 0; t < M; ++t) {
-        const int8_t *qh = x[t].high + g * kInt4Group, *ql = x[t].low + g * kInt4Group;
+        const int8_t *qh = x[t].planes + g * 2 * kInt4Group, *ql = qh + kInt4Group;
         __m512i high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w0, _mm512_load_si512(qh));
         __m512i low = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w0, _mm512_load_si512(ql));
         high = _mm512_dpbusd_epi32(high, w1, _mm512_load_si512(qh + 64));
@@ -91,7 +71,7 @@ inline void int4_store(vf sums, float step, const T* bias, int64_t run, int64_t 
 // One pass over 16 runs of W; scale, bias and out are those of its first row.
 template <class T, int M>
 inline void int4_pass(const uint8_t* first, int64_t run, int64_t pass, const bf16* scale, const T* bias, int64_t n,
-                      int64_t k, int64_t rows, const Int4Columns* x, T* out) {
+                      int64_t k, int64_t rows, const Int4Row* x, T* out) {
   vf sums[M];
   int4_block<M>(first, run, pass, scale, n, k, rows, x, sums);
   for (int t = 0; t < M; ++t) int4_store(sums[t], x[t].step, bias, run, rows, out + t * n);
@@ -104,11 +84,10 @@ inline void vnni_linear_int4(const T* x, int64_t x_stride, int64_t num_rows, con
   auto* memory = static_cast<char*>(scratch(num_rows * (2 * k + 4 * groups) + block_bytes));
   auto* tail = reinterpret_cast<uint8_t*>(memory + num_rows * 2 * k);  // the last rows of W, zero-padded
   auto* offsets = reinterpret_cast<int32_t*>(tail + block_bytes);
-  Int4Columns columns[kMaxSkinnyRows];
+  Int4Row columns[kMaxSkinnyRows];
   for (int64_t t = 0; t < num_rows; ++t) {
-    auto* high = reinterpret_cast<int8_t*>(memory) + 2 * t * k;
-    columns[t] = {high, high + k, offsets + t * groups, 0.0f};
-    split_int4_columns(x + t * x_stride, k, columns[t]);
+    columns[t] = {reinterpret_cast<int8_t*>(memory) + 2 * t * k, offsets + t * groups, 0.0f};
+    split_int4_row(x + t * x_stride, k, columns[t]);
   }
   for (Range range; units.take(range);)
     for (int64_t row = range.begin; row < range.end;) {
